@@ -1,0 +1,1 @@
+"""Checkpoints as named fragments in safetensors; knows neither engine nor DeepSpeed."""

@@ -1,0 +1,1 @@
+"""What stands behind each verb of the command line; imports everything, lazily."""

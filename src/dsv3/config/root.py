@@ -1,0 +1,47 @@
+"""`RunConfig`: the whole configuration of one run."""
+
+from dsv3.config.balance import BalanceConfig
+from dsv3.config.checkpoint import CheckpointConfig
+from dsv3.config.data import DataConfig
+from dsv3.config.evaluation import EvaluationConfig
+from dsv3.config.launcher import LauncherConfig
+from dsv3.config.model import ModelConfig
+from dsv3.config.mtp import MtpConfig
+from dsv3.config.optimizer import OptimizerConfig
+from dsv3.config.parallelism import ParallelismConfig
+from dsv3.config.precision import PrecisionConfig
+from dsv3.config.schedule import ScheduleConfig
+from dsv3.config.section import Section, field
+from dsv3.config.tracking import TrackingConfig
+
+
+class RunSection(Section):
+    """Keys of the run itself."""
+
+    tag: str | None = field("Part of the run's identity: set it to start the same run afresh.")
+
+
+class RunConfig(Section):
+    """One run, completely: what the ranks read from config.yaml."""
+
+    seed: int = field("Seed of initial weights and of the order of samples.", ge=0, lt=2**63)
+    run_root: str = field("Directory the run directories are made in.", min_length=1)
+    run: RunSection = field("The run itself.")
+    model: ModelConfig = field("The architecture.")
+    parallelism: ParallelismConfig = field("How the run is spread over ranks.")
+    precision: PrecisionConfig = field("The arithmetic.")
+    schedule: ScheduleConfig = field("Length, batch and curves.")
+    balance: BalanceConfig = field("Expert load balancing.")
+    mtp: MtpConfig = field("Multi-token prediction.")
+    data: DataConfig = field("The text.")
+    optimizer: OptimizerConfig = field("AdamW and clipping.")
+    evaluation: EvaluationConfig = field("Loss on held-out text.")
+    checkpoint: CheckpointConfig = field("What is kept and how a run goes on.")
+    tracking: TrackingConfig = field("Mirrors of the metrics.")
+    launcher: LauncherConfig = field("Where ranks are started.")
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro batches per rank and step; whole only if the layout's rule holds."""
+        ranks = self.parallelism.data_parallel_size
+        return self.schedule.global_batch_size // (self.schedule.micro_batch_size * ranks)

@@ -1,0 +1,41 @@
+"""`schedule`: how long, how much at once, and the curves over tokens seen."""
+
+from dsv3.config.curves import Curve
+from dsv3.config.section import Section, field
+
+
+class ScheduleConfig(Section):
+    """Curves are written on `reference_tokens` and stretched to `total_tokens` (the axis only)."""
+
+    total_tokens: int = field("Tokens of the run; the last step is the one that reaches it.", gt=0)
+    reference_tokens: int = field("Length of the axis the curves are written on.", gt=0)
+    sequence_length: int = field("Tokens per sample.", gt=1)
+    global_batch_size: int = field("Sequences per optimizer step, over all ranks (peak).", gt=0)
+    micro_batch_size: int = field("Sequences per rank in one forward pass.", gt=0)
+    lr: float = field("Peak learning rate; the curve's values are fractions of it.", gt=0)
+    lr_curve: Curve = field("Learning rate over tokens, as a fraction of `lr`.")
+    bias_update_speed_curve: Curve = field(
+        "Speed of the router bias over tokens, as a fraction of `balance.bias_update_speed`."
+    )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return -(-self.total_tokens // self.tokens_per_step)
+
+    def lr_at(self, tokens: int) -> float:
+        """Learning rate of the step that begins after `tokens` tokens."""
+        return self.lr * self.lr_curve.at(self.on_reference_axis(tokens))
+
+    def bias_update_speed_at(self, tokens: int) -> float:
+        """Fraction of the router's bias speed (gamma) after `tokens` tokens."""
+        return self.bias_update_speed_curve.at(self.on_reference_axis(tokens))
+
+    def on_reference_axis(self, tokens: int) -> float:
+        """Place `tokens` of this run on the axis the curves are written on."""
+        return tokens * (self.reference_tokens / self.total_tokens)

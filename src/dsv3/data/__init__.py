@@ -1,0 +1,1 @@
+"""Text in, samples out: sources, tokenizer, packing, shards and the stateless loader."""

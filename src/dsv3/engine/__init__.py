@@ -1,0 +1,1 @@
+"""The only importer of DeepSpeed: training engine, optimizer, fragments of its state."""

@@ -1,0 +1,1 @@
+"""Where the model's layers come from: one backend per arithmetic."""

@@ -1,0 +1,1 @@
+"""Rank lists and token dispatch: how one model is spread over ranks."""

@@ -1,0 +1,1 @@
+"""What a configuration will need, computed from the configuration alone; torch-free."""

@@ -1,0 +1,1 @@
+"""A run as a directory: identity, lock, provenance, records; torch-free."""

@@ -1,0 +1,1 @@
+"""A rank at work: the composition root, the loop, evaluation, health and mirrors."""

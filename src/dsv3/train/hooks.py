@@ -1,0 +1,41 @@
+"""What listens to a run: the loop calls these and knows nothing of files, mirrors or terminals."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Record = dict[str, Any]
+
+
+class Hook(Protocol):
+    """A listener; an exception from one ends the run, so mirrors must swallow their own."""
+
+    def on_record(self, record: Record) -> None:
+        """Take one line of metrics.jsonl: a step, or an evaluation (`kind: "eval"`)."""
+
+    def on_event(self, name: str, fields: Record) -> None:
+        """Take one line of events.jsonl."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class Hooks:
+    """All listeners, called in order: the files first, then whatever mirrors them."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self._hooks = tuple(hooks)
+
+    def on_record(self, record: Record) -> None:
+        """Hand one line of metrics.jsonl to every listener."""
+        for hook in self._hooks:
+            hook.on_record(record)
+
+    def on_event(self, name: str, **fields: Any) -> None:
+        """Hand one event to every listener."""
+        for hook in self._hooks:
+            hook.on_event(name, fields)
+
+    def close(self) -> None:
+        """Close every listener, the last one first."""
+        for hook in reversed(self._hooks):
+            hook.close()

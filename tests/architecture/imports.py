@@ -51,8 +51,13 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Import names that differ from the name of their distribution.
-DISTRIBUTIONS = {"hydra": "hydra-core", "pynvml": "nvidia-ml-py", "yaml": "pyyaml"}
+# Import names that differ from the name of the distribution that brings them.
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "pydantic_core": "pydantic",
+    "pynvml": "nvidia-ml-py",
+    "yaml": "pyyaml",
+}
 
 
 def allowed(package: str) -> set[str]:

@@ -1,0 +1,108 @@
+"""The schema's promises: every key is described, has no default, and something obeys it."""
+
+import ast
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from architecture.source import Source, called_name, sources
+
+# Functions of config/ there only refuse: a key that nothing else reads is a key nothing obeys.
+ONLY_REFUSE = {"rules.py", "compose.py"}
+
+# Keys that are obeyed by refusing alone, each with its reason.
+LIMITS = {"max_position_embeddings": "a bound on sequence_length; rotary positions have no end"}
+
+
+def sections(root: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """`root` and every section below it, by class name."""
+    found, todo = {}, [root]
+    while todo:
+        section = todo.pop()
+        if section.__name__ not in found:
+            found[section.__name__] = section
+            for info in section.model_fields.values():
+                todo += _models_in(info.annotation)
+    return found
+
+
+def description_findings(root: type[BaseModel]) -> list[str]:
+    """Keys without a description, or with a default beside the one in conf/."""
+    findings = []
+    for name, section in sections(root).items():
+        for key, info in section.model_fields.items():
+            if not (info.description or "").strip():
+                findings.append(f"{name}.{key} has no description")
+            if info.default is not PydanticUndefined or info.default_factory is not None:
+                findings.append(f"{name}.{key} has a default in the schema")
+    return findings
+
+
+def unread_findings(root: type[BaseModel], package_root: Path) -> list[str]:
+    """Keys that no code outside config/ reads, directly or through a property of their section.
+
+    The search is by attribute name, so two keys of one name vouch for each other: it finds the
+    forgotten key, not every misuse.
+    """
+    read = _read_outside_config(package_root)
+    return [
+        f"{name}.{key} is read by nothing outside config/"
+        for name, section in sections(root).items()
+        for key in section.model_fields
+        if key not in read and key not in LIMITS
+    ]
+
+
+def _read_outside_config(package_root: Path) -> set[str]:
+    """Names read outside config/, and those read by functions of config/ that are in turn read."""
+    inside: list[ast.AST] = []
+    names: set[str] = set()
+    for source in sources(package_root):
+        if source.layer != "config":
+            names |= _names(source.tree)
+        elif source.path.name not in ONLY_REFUSE:
+            inside += _functions(source)
+    size = -1
+    while size != len(names):
+        size = len(names)
+        for function in inside:
+            if getattr(function, "name", "") in names:
+                names |= _names(function)
+    return names
+
+
+def _functions(source: Source) -> list[ast.AST]:
+    """Functions and methods of a file, without the validators of its sections."""
+    return [
+        node
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef)
+        and not any(
+            isinstance(each, ast.Call) and called_name(each).endswith("_validator")
+            for each in node.decorator_list
+        )
+    ]
+
+
+def _names(tree: ast.AST) -> set[str]:
+    """Attributes read and functions named below `tree`."""
+    attributes = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    called = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    return attributes | called
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections an annotation mentions: itself, or inside a union or a container."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for each in get_args(annotation) for model in _models_in(each)]

@@ -1,8 +1,8 @@
 """Exact parameter counts of a model, from its configuration alone.
 
 The router's bias (`e_score_correction_bias`) is a buffer that no gradient reaches: it is in none of
-these counts. "Active" is what one token passes through, body + output head without the embedding: the
-convention of the report's tables 4 and 5.
+these counts. "Active" is what one token passes through, body + output head without the embedding:
+the convention of the report's tables 4 and 5.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dsv3.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Weights by piece; each piece once, `*_layers` and the expert counts say how often it is there."""
+    """Weights by piece, each piece once; the last four fields say how often a piece is there."""
 
     embedding: int
     head: int
@@ -110,7 +110,7 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
 
 
 def count_mtp(model: ModelConfig, *, depth: int) -> MtpCounts:
-    """Count `depth` MTP modules: a MoE block, the projection of [hidden; embedding], three norms."""
+    """Count `depth` MTP modules: MoE block, projection of [hidden; embedding], three norms."""
     counts = count_parameters(model)
     extra = 2 * model.hidden_size**2 + 3 * model.hidden_size
     return MtpCounts(
@@ -120,7 +120,7 @@ def count_mtp(model: ModelConfig, *, depth: int) -> MtpCounts:
 
 
 def _attention(model: ModelConfig) -> int:
-    """MLA (report equations 1 to 11): queries, keys and values, output, the norms of the latents."""
+    """MLA (report equations 1 to 11): queries, keys and values, output, norms of the latents."""
     width, heads = model.hidden_size, model.num_attention_heads
     if model.q_lora_rank is None:
         queries = width * heads * model.qk_head_dim

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -55,11 +56,11 @@ def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
             f" {count(parameters['active_with_embedding'], 6)} with the embedding)",
         ),
         (
-            "training per token",
+            "FLOPs per token",
             f"{flops(record['flops_per_token'])} (6 x active + causal attention)",
         ),
         ("MTP, beside", _mtp_line(record["mtp"])),
-        ("training in all", flops(record["total_flops"])),
+        ("FLOPs in all", flops(record["total_flops"])),
         ("tokens", length),
         ("world size", f"{record['world_size']:,} ({layout})"),
         ("precision", record["precision"]),
@@ -96,13 +97,13 @@ def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
     if as_json:
         _print_json({"runs": records})
         return
-    table = Table(title=f"The plan of {len(records)} runs", show_footer=True)
+    table = Table(title=f"The plan of {len(records)} runs", show_footer=True, box=SIMPLE)
     footers = {
         "tokens": count(sum(record["tokens"] for record in records)),
-        "in all": flops(sum(record["total_flops"] for record in records)),
+        "FLOPs": flops(sum(record["total_flops"] for record in records)),
     }
     table.add_column("run", overflow="fold", footer="all runs")
-    for name in ("weights", "active", "per token", "tokens", "in all", "ranks", "state/rank"):
+    for name in ("total", "active", "FLOPs/token", "tokens", "FLOPs", "ranks", "state/rank"):
         table.add_column(name, justify="right", footer=footers.get(name, ""))
     shared = set.intersection(*(set(record["overrides"]) for record in records))
     for record in records:

@@ -1,8 +1,8 @@
 """Training FLOPs per token, from the configuration alone.
 
 The convention of "Insights into DeepSeek-V3" (arXiv 2505.09343, table 2) and of its causal
-utilisation: 6 per active weight (2 forward, 4 backward), body + head, and the attention products over
-the lower triangle. Recomputation, softmax, the router's top-k and the optimizer are not counted.
+utilisation: 6 per active weight (2 forward, 4 backward), body + head, and the attention products
+over the lower triangle. Recomputation, softmax, top-k and the optimizer are not counted.
 """
 
 from dsv3.config.model import ModelConfig

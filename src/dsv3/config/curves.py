@@ -10,7 +10,7 @@ from dsv3.config.section import Section, field
 
 
 class Phase(Section):
-    """One piece of a curve, from the end of the previous one to `until` tokens."""
+    """One piece of a curve: it begins beyond the end of the previous one and includes `until`."""
 
     until: int = field("Where the phase ends, in tokens on the reference axis.", gt=0)
     shape: Literal["constant", "linear", "cosine"] = field(
@@ -36,10 +36,16 @@ class Curve(Section):
         return self
 
     def at(self, tokens: float) -> float:
-        """Value after `tokens` tokens of the reference axis; a phase owns its begin, not its end."""
+        """Value at `tokens` on the reference axis, which may be fractional.
+
+        A phase owns its end and not its begin, so that a step that ends exactly where a phase ends
+        still takes the value of the phase its tokens lie in.
+        """
         begin, value = 0, self.start
+        if tokens <= begin:
+            return value
         for phase in self.phases:
-            if tokens < phase.until:
+            if tokens <= phase.until:
                 return _inside(phase, begin, value, tokens)
             begin, value = phase.until, phase.value
         return value

@@ -5,7 +5,10 @@ from dsv3.config.section import Section, field
 
 
 class ScheduleConfig(Section):
-    """Curves are written on `reference_tokens` and stretched to `total_tokens` (the axis only)."""
+    """Curves are written on `reference_tokens` and stretched to `total_tokens` (the axis only).
+
+    A step that brings the run from t0 to t1 tokens takes every curve at t1.
+    """
 
     total_tokens: int = field("Tokens of the run; the last step is the one that reaches it.", gt=0)
     reference_tokens: int = field("Length of the axis the curves are written on.", gt=0)
@@ -28,14 +31,21 @@ class ScheduleConfig(Section):
         """Optimizer steps of the run."""
         return -(-self.total_tokens // self.tokens_per_step)
 
-    def lr_at(self, tokens: int) -> float:
-        """Learning rate of the step that begins after `tokens` tokens."""
-        return self.lr * self.lr_curve.at(self.on_reference_axis(tokens))
+    def lr_at(self, tokens_after: int) -> float:
+        """Learning rate of the step that brings the run to `tokens_after` tokens.
 
-    def bias_update_speed_at(self, tokens: int) -> float:
-        """Fraction of the router's bias speed (gamma) after `tokens` tokens."""
-        return self.bias_update_speed_curve.at(self.on_reference_axis(tokens))
+        Taken at the end of the step: the first step of a warm-up from zero has a learning rate.
+        """
+        return self.lr * self.lr_curve.at(self.on_reference_axis(tokens_after))
+
+    def bias_update_speed_at(self, tokens_after: int) -> float:
+        """Fraction of the router's bias speed (gamma), for the same step as `lr_at`."""
+        return self.bias_update_speed_curve.at(self.on_reference_axis(tokens_after))
 
     def on_reference_axis(self, tokens: int) -> float:
-        """Place `tokens` of this run on the axis the curves are written on."""
-        return tokens * (self.reference_tokens / self.total_tokens)
+        """Place `tokens` of this run on the axis the curves are written on.
+
+        One division of integers: where the two axes meet exactly, the result is exact, and a phase
+        does not end a step early by rounding.
+        """
+        return tokens * self.reference_tokens / self.total_tokens

@@ -1,0 +1,210 @@
+"""`dsv3 doctor`: what is here, what is missing, and what to do about it; imports nothing heavy."""
+
+import json
+import netrc
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dsv3.config.locations import shipped
+from dsv3.config.root import RunConfig
+from dsv3.plan.capacity import describe_machine
+from dsv3.plan.machine import Machine, this_machine
+from dsv3.plan.quantities import size
+
+# Where a version outside the pins breaks, and how it shows.
+WHY_PINNED = {
+    "deepspeed": "the engine relies on how this version lays out ZeRO and expert groups",
+    "hydra-core": "the composition is tested with this version only",
+    "omegaconf": "Hydra 1.3 does not work with omegaconf 2.4 and later",
+    "typer": "the help pages are built on this version's interface",
+}
+FREE_BYTES_WANTED = 10 * 2**30
+MEMORY_BYTES_WANTED = 4 * 2**30
+FIRST_FP8_CAPABILITY = (8, 9)
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at; `remedy` is there whenever `status` is not ok."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str = ""
+
+
+def doctor(*, as_json: bool) -> int:
+    """Print every check; 0, or 3 if any of them fails."""
+    checks = all_checks()
+    if as_json:
+        print(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        _print_table(checks)
+    return 3 if any(check.status == "fail" for check in checks) else 0
+
+
+def all_checks() -> list[Check]:
+    """Look at everything, each thing once and without changing anything."""
+    machine = this_machine()
+    return [
+        check_python(sys.version_info[:2]),
+        *map(check_requirement, requirements()),
+        check_transformer_engine(machine, installed_version("transformer-engine")),
+        check_machine(machine, installed_version("torch")),
+        check_compiler(),
+        check_wandb_key(),
+        *check_configuration(),
+    ]
+
+
+def requirements() -> list[Requirement]:
+    """What dsv3 requires here, without extras: as installed, or else as the checkout says."""
+    try:
+        lines = metadata.requires("dsv3") or []
+    except metadata.PackageNotFoundError:
+        project = tomllib.loads((shipped("conf").parent / "pyproject.toml").read_text())
+        lines = project["project"]["dependencies"]
+    wanted = map(Requirement, lines)
+    return [line for line in wanted if line.marker is None or line.marker.evaluate({"extra": ""})]
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of a distribution, read from its metadata and without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_python(version: tuple[int, int]) -> Check:
+    """Hydra 1.3 breaks on Python 3.14; below 3.11 the syntax is missing."""
+    detail = f"{platform.python_version()} ({sys.executable})"
+    if (3, 11) <= version <= (3, 13):
+        return Check("python", "ok", detail)
+    return Check("python", "fail", detail, "use Python 3.11, 3.12 or 3.13")
+
+
+def check_requirement(requirement: Requirement) -> Check:
+    """Is the distribution there, in a version dsv3 is made for?"""
+    version = installed_version(requirement.name)
+    remedy = f"pip install '{requirement}'"
+    if version is None:
+        return Check(requirement.name, "fail", "not installed", remedy)
+    if requirement.specifier.contains(version, prereleases=True):
+        return Check(requirement.name, "ok", version)
+    detail = f"{version} is not {requirement.specifier}"
+    if requirement.name in WHY_PINNED:
+        detail += f": {WHY_PINNED[requirement.name]}"
+    return Check(requirement.name, "fail", detail, remedy)
+
+
+def check_transformer_engine(machine: Machine, version: str | None) -> Check:
+    """Only FP8 on GPUs needs it."""
+    name, remedy = "transformer-engine", "pip install 'dsv3[gpu]'"
+    if version is not None:
+        return Check(name, "ok", version)
+    if any(gpu.compute_capability >= FIRST_FP8_CAPABILITY for gpu in machine.gpus):
+        return Check(name, "warn", "not installed, and the GPUs here can do FP8", remedy)
+    return Check(name, "ok", "not installed; only FP8 on GPUs needs it")
+
+
+def check_machine(machine: Machine, torch_version: str | None) -> Check:
+    """GPUs, cores and memory, and whether torch can use the GPUs."""
+    name, detail = "machine", describe_machine(machine)
+    if machine.gpu_driver is not None:
+        detail += f"; driver {machine.gpu_driver}"
+    if machine.gpus and torch_version is not None and torch_version.endswith("+cpu"):
+        detail += f"; torch {torch_version} is built without CUDA and uses none of the GPUs"
+        return Check(name, "warn", detail, "install a CUDA build of torch")
+    if machine.memory_bytes < MEMORY_BYTES_WANTED:
+        remedy = f"have {size(MEMORY_BYTES_WANTED)}, or train model=moe_nano only"
+        return Check(name, "warn", detail, remedy)
+    return Check(name, "ok", detail)
+
+
+def check_compiler() -> Check:
+    """torch.compile on a CPU builds C++."""
+    wanted = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    found = next(filter(None, (shutil.which(name) for name in wanted if name)), None)
+    if found is None:
+        remedy = "install g++ or clang++, or leave launcher.compile=false"
+        return Check("C++ compiler", "warn", "none: launcher.compile=true cannot work", remedy)
+    return Check("C++ compiler", "ok", found)
+
+
+def check_wandb_key() -> Check:
+    """Whether there is a key, never what it is; without one tracking=wandb stays offline."""
+    there = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc(_wandb_host())
+    return Check("wandb key", "ok", "yes" if there else "no: tracking=wandb will be offline")
+
+
+def check_configuration() -> list[Check]:
+    """The default configuration composes, and its directories can be written."""
+    try:
+        from dsv3.config.compose import compose
+
+        config = compose().config
+    except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
+        detail = f"{type(error).__name__}: {error}"
+        return [Check("configuration", "fail", detail, "reinstall dsv3 with its pinned packages")]
+    return [
+        Check("configuration", "ok", f"composes from {shipped('conf')}"),
+        check_directory("run_root", Path(config.run_root), "run_root=..."),
+        check_directory("cache", cache_directory(config), "data.cache_dir=..."),
+    ]
+
+
+def cache_directory(config: RunConfig) -> Path:
+    """Where prepared data is kept: as configured, or the user's cache directory."""
+    if config.data.cache_dir is not None:
+        return Path(config.data.cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsv3"
+
+
+def check_directory(name: str, path: Path, setting: str) -> Check:
+    """Can `path` be written, or made, and is there room? Nothing is made to find out."""
+    path = path.absolute()
+    exists = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
+        what = "is no directory" if not exists.is_dir() else "cannot be written"
+        return Check(name, "fail", f"{path}: {exists} {what}", f"point {setting} elsewhere")
+    free = shutil.disk_usage(exists).free
+    detail = f"{path}: {size(free)} free"
+    if free < FREE_BYTES_WANTED:
+        return Check(name, "warn", detail, f"make room, or point {setting} elsewhere")
+    return Check(name, "ok", detail)
+
+
+def _wandb_host() -> str:
+    return urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname or "api.wandb.ai"
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _print_table(checks: list[Check]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for check in checks:
+        status = f"[{STYLES[check.status]}]{check.status}[/]"
+        remedy = f" -> {check.remedy}" if check.remedy else ""
+        table.add_row(status, check.name, escape(f"{check.detail}{remedy}"))
+    Console().print(table)

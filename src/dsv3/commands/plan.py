@@ -1,0 +1,133 @@
+"""`dsv3 plan`: what a run, or every run of a sweep, is and takes, before anything starts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from dsv3.config.compose import Composed, compose
+from dsv3.plan.description import describe_layout
+from dsv3.plan.quantities import count, flops, size
+from dsv3.plan.record import plan_record
+
+
+def plan(
+    overrides: Sequence[str], *, multirun: bool, config_dir: Path | None, as_json: bool
+) -> int:
+    """Print the plan of one run, or with `multirun` of all runs of the sweep; returns 0.
+
+    Raises ConfigError if any of the configurations is wrong.
+    """
+    if multirun:
+        from dsv3.config.compose import compose_sweep
+
+        _print_sweep(compose_sweep(overrides, config_dir=config_dir), as_json=as_json)
+    else:
+        _print_run(compose(overrides, config_dir=config_dir), as_json=as_json)
+    return 0
+
+
+def _print_run(composed: Composed, *, as_json: bool) -> None:
+    record = _record(composed)
+    if as_json:
+        _print_json(record)
+        return
+    table = Table(title=f"{record['model']}: the plan", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(composed, record):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
+    parameters, memory = record["parameters"], record["memory"]
+    length = f"{count(record['tokens'])} in {record['steps']:,} steps of {_step(composed)}"
+    layout = describe_layout(composed.config.parallelism)
+    return [
+        ("parameters", f"{count(parameters['total'], 6)} ({parameters['total']:,})"),
+        (
+            "active parameters",
+            f"{count(parameters['active'], 6)} (body + head;"
+            f" {count(parameters['active_with_embedding'], 6)} with the embedding)",
+        ),
+        (
+            "FLOPs per token",
+            f"{flops(record['flops_per_token'])} (6 x active + causal attention)",
+        ),
+        ("MTP, beside", _mtp_line(record["mtp"])),
+        ("FLOPs in all", flops(record["total_flops"])),
+        ("tokens", length),
+        ("world size", f"{record['world_size']:,} ({layout})"),
+        ("precision", record["precision"]),
+        (
+            "state per rank",
+            f"{size(memory['state_bytes_per_rank'])} without activations"
+            f" (weights {size(memory['weights_bytes_per_rank'])},"
+            f" gradients {size(memory['gradients_bytes_per_rank'])},"
+            f" optimizer {size(memory['optimizer_bytes_per_rank'])})",
+        ),
+        ("state of all ranks", size(memory["state_bytes_of_all_ranks"])),
+    ]
+
+
+def _mtp_line(mtp: dict[str, Any]) -> str:
+    parameters = mtp["parameters"]
+    return (
+        f"depth {mtp['num_nextn_predict_layers']}: {count(parameters['total'], 5)} parameters,"
+        f" {count(parameters['active'], 5)} active, {flops(mtp['flops_per_token'])} per token"
+    )
+
+
+def _step(composed: Composed) -> str:
+    schedule = composed.config.schedule
+    return (
+        f"{schedule.global_batch_size:,} x {schedule.sequence_length:,} tokens"
+        f" ({composed.config.gradient_accumulation_steps:,} micro batches of"
+        f" {schedule.micro_batch_size} per rank)"
+    )
+
+
+def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
+    records = [_record(composed) for composed in runs]
+    if as_json:
+        _print_json({"runs": records})
+        return
+    table = Table(title=f"The plan of {len(records)} runs", show_footer=True, box=SIMPLE)
+    footers = {
+        "tokens": count(sum(record["tokens"] for record in records)),
+        "FLOPs": flops(sum(record["total_flops"] for record in records)),
+    }
+    table.add_column("run", overflow="fold", footer="all runs")
+    for name in ("total", "active", "FLOPs/token", "tokens", "FLOPs", "ranks", "state/rank"):
+        table.add_column(name, justify="right", footer=footers.get(name, ""))
+    shared = set.intersection(*(set(record["overrides"]) for record in records))
+    for record in records:
+        differs = [override for override in record["overrides"] if override not in shared]
+        table.add_row(" ".join(differs or record["overrides"]), *_cells(record))
+    Console().print(table)
+
+
+def _cells(record: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        count(record["parameters"]["total"]),
+        count(record["parameters"]["active"]),
+        flops(record["flops_per_token"]),
+        count(record["tokens"]),
+        flops(record["total_flops"]),
+        f"{record['world_size']:,}",
+        size(record["memory"]["state_bytes_per_rank"]),
+    )
+
+
+def _record(composed: Composed) -> dict[str, Any]:
+    return {"overrides": list(composed.overrides), **plan_record(composed.config)}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    # Not through rich, which would wrap and colour what a script reads.
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,118 @@
+"""Bytes of weights, gradients and optimizer state on a rank, from the configuration alone.
+
+Without activations, communication buffers, the allocator's fragmentation and the CUDA context: a
+rank needs more than this, so that a machine too small for it is too small for the run.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dsv3.config.parallelism import ParallelismConfig
+from dsv3.config.root import RunConfig
+from dsv3.plan.parameters import ParameterCounts, count_mtp, count_parameters
+
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2}
+# Gradients are accumulated in FP32 in every recipe.
+BYTES_PER_GRADIENT = 4
+# FP32 master weight and the two moments of AdamW; DeepSpeed keeps a master beside FP32 weights too.
+BYTES_PER_OPTIMIZER_STATE = 12
+
+
+@dataclass(frozen=True)
+class StageWeights:
+    """Weights of one pipeline stage before they are spread over its ranks."""
+
+    dense: int
+    experts: int
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes that live as long as the training does, without activations."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def state_bytes_per_rank(config: RunConfig) -> StateBytes:
+    """State of a rank of the largest pipeline stage, without activations."""
+    return max(_bytes_per_stage(config), key=lambda state: state.total)
+
+
+def state_bytes_of_all_ranks(config: RunConfig) -> int:
+    """State of all ranks together, replicas included, without activations."""
+    ranks = config.parallelism.data_parallel_size
+    return ranks * sum(state.total for state in _bytes_per_stage(config))
+
+
+def stage_weights(config: RunConfig) -> list[StageWeights]:
+    """Weights of each stage: embedding on the first; final norm, head and MTP on the last."""
+    counts = count_parameters(config.model)
+    dense = [
+        layers * counts.around_ffn + moe * _moe_dense(counts) + (layers - moe) * counts.dense_ffn
+        for layers, moe in _layers_per_stage(config)
+    ]
+    experts = [moe * _experts(counts) for _, moe in _layers_per_stage(config)]
+    depth = config.mtp.num_nextn_predict_layers
+    mtp_experts = depth * _experts(counts)
+    dense[0] += counts.embedding
+    dense[-1] += counts.final_norm + counts.head
+    dense[-1] += count_mtp(config.model, depth=depth).total - mtp_experts
+    experts[-1] += mtp_experts
+    return [StageWeights(*stage) for stage in zip(dense, experts, strict=True)]
+
+
+def even_cut(layers: int, stages: int) -> list[range]:
+    """Consecutive layers of each stage, as even as whole layers allow, the longer stages first."""
+    each, longer = divmod(layers, stages)
+    bounds = [stage * each + min(stage, longer) for stage in range(stages + 1)]
+    return [range(begin, end) for begin, end in pairwise(bounds)]
+
+
+def _layers_per_stage(config: RunConfig) -> list[tuple[int, int]]:
+    """(all layers, MoE layers) of each stage."""
+    model = config.model
+    cut = even_cut(model.num_hidden_layers, config.parallelism.pipeline_parallel_size)
+    return [
+        (len(stage), sum(layer >= model.first_k_dense_replace for layer in stage)) for stage in cut
+    ]
+
+
+def _bytes_per_stage(config: RunConfig) -> list[StateBytes]:
+    return [_rank_bytes(stage, config) for stage in stage_weights(config)]
+
+
+def _rank_bytes(stage: StageWeights, config: RunConfig) -> StateBytes:
+    """ZeRO shards dense state over all data ranks, that of experts over their replicas only."""
+    layout = config.parallelism
+    experts = _shard(stage.experts, layout.expert_parallel_size)
+    held = stage.dense + experts
+    sharded = _shard(stage.dense, layout.data_parallel_size)
+    sharded += _shard(experts, layout.expert_data_parallel_size)
+    return StateBytes(
+        weights=held * BYTES_PER_WEIGHT[config.precision.recipe],
+        gradients=_gradients(layout, held, sharded) * BYTES_PER_GRADIENT,
+        optimizer=sharded * BYTES_PER_OPTIMIZER_STATE,
+    )
+
+
+def _gradients(layout: ParallelismConfig, held: int, sharded: int) -> int:
+    return sharded if layout.zero_stage >= 2 else held
+
+
+def _moe_dense(counts: ParameterCounts) -> int:
+    return counts.router + counts.shared_experts
+
+
+def _experts(counts: ParameterCounts) -> int:
+    return counts.routed_experts * counts.expert
+
+
+def _shard(weights: int, ranks: int) -> int:
+    return -(-weights // ranks)

@@ -1,0 +1,36 @@
+"""Numbers as people read them: 671.03B parameters, 250.46 GFLOP, 23.4 GiB, 578B tokens."""
+
+_DECIMAL = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
+_FLOPS = tuple(
+    (1000**power, prefix) for power, prefix in zip(range(8, 0, -1), "YZEPTGMk", strict=True)
+)
+_BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def count(number: float, digits: int = 4) -> str:
+    """`number` to `digits` significant digits with the unit k, M, B or T."""
+    for factor, unit in _DECIMAL:
+        if number >= factor:
+            return f"{number / factor:.{digits}g}{unit}"
+    return f"{number:.{digits}g}"
+
+
+def flops(number: float) -> str:
+    """`number` floating-point operations, to two decimals: 250.46 GFLOP."""
+    for operations, prefix in _FLOPS:
+        if number >= operations:
+            return f"{number / operations:.2f} {prefix}FLOP"
+    return f"{number:g} FLOP"
+
+
+def size(number: int) -> str:
+    """`number` bytes in KiB, MiB, GiB or TiB, to one decimal."""
+    for unit_bytes, unit in _BINARY:
+        if number >= unit_bytes:
+            return f"{number / unit_bytes:,.1f} {unit}"
+    return f"{number} B"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 GPU`, `8 GPUs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

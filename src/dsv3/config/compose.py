@@ -1,29 +1,319 @@
-"""From overrides to a validated RunConfig; the only importer of Hydra and OmegaConf."""
+"""From overrides to validated RunConfigs; the only importer of Hydra and OmegaConf.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Hydra merges files and parses the override grammar. Everything else is ours: which words are
+allowed, sweeps, messages. All problems are found before anything starts, and are raised together.
+"""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as HydraOverride
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
+from dsv3.config import rules
 from dsv3.config.locations import shipped
+from dsv3.config.options import Catalogue, catalogue
+from dsv3.config.overrides import (
+    Override,
+    Word,
+    check,
+    home_expanded,
+    take_apart,
+    text_key,
+    unreadable,
+)
+from dsv3.config.problems import translate
 from dsv3.config.root import RunConfig
+from dsv3.config.yaml_text import read_vetted
+from dsv3.errors import ConfigError, Problem
+
+MAX_ARMS = 1000
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A validated configuration and the overrides, in canonical spelling, that made it."""
+    """A validated configuration, the overrides (canonical) that made it, and the options in it."""
 
     config: RunConfig
     overrides: tuple[str, ...]
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 def compose(overrides: Sequence[str] = (), *, config_dir: Path | None = None) -> Composed:
-    """Compose and validate one run."""
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        composed = hydra_compose("config", overrides=list(overrides))
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return Composed(RunConfig.model_validate(plain), tuple(overrides))
+    """Compose and validate one run.
+
+    `config_dir` holds the user's own groups; its options shadow shipped ones of the same name.
+    Raises ConfigError with every problem found.
+    """
+    return _compose_all(overrides, config_dir=config_dir, sweeping=False)[0]
+
+
+def compose_sweep(overrides: Sequence[str], *, config_dir: Path | None = None) -> list[Composed]:
+    """Compose and validate every arm of a sweep (`a,b`, `range()`, `choice()`, `glob()`).
+
+    The last override varies fastest; arms that repeat an earlier one are left out. Raises
+    ConfigError with every problem of every arm, each once.
+    """
+    return _compose_all(overrides, config_dir=config_dir, sweeping=True)
+
+
+def _compose_all(
+    words: Sequence[str], *, config_dir: Path | None, sweeping: bool
+) -> list[Composed]:
+    options = catalogue(config_dir)
+    with _hydra(config_dir):
+        parsed, problems = _parse(words, options, sweeping=sweeping)
+        arms = _arms(parsed)
+        # With a wrong option gone the rest is another configuration: its rules would mislead.
+        trusted = not any(problem.setting.partition("=")[0] in options for problem in problems)
+        unknown = [name for p in problems if (name := p.setting.partition("=")[0].strip("+~"))]
+        built: list[Composed] = []
+        found: dict[Problem, list[int]] = {}
+        for number, arm in enumerate(arms):
+            composed, wrong = _build(arm, unknown if trusted else None)
+            for problem in wrong:
+                found.setdefault(problem, []).append(number)
+            if composed is not None:
+                built.append(composed)
+    problems += [_named(problem, numbers, arms) for problem, numbers in found.items()]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return built
+
+
+def _parse(
+    words: Sequence[str], options: Catalogue, *, sweeping: bool
+) -> tuple[list[Override], list[Problem]]:
+    """Overrides that make sense, the last of each key; and the problems of those that do not."""
+    good: dict[str, Override] = {}
+    problems: list[Problem] = []
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    for written in words:
+        word = take_apart(written, options)
+        override = _read(word, options, parser) if isinstance(word, Word) else word
+        if isinstance(override, Problem):
+            problems.append(override)
+            continue
+        wrong = list(check(override, options, sweeping=sweeping))
+        problems += wrong
+        if not wrong:
+            good.pop(override.key, None)
+            good[override.key] = override
+    return list(good.values()), problems
+
+
+def _read(word: Word, options: Catalogue, parser: OverridesParser) -> Override | Problem:
+    """Parse the value with Hydra's grammar; a text that does not obey it is taken as it stands."""
+    is_text = text_key(word, options) is not None
+    try:
+        parsed = parser.parse_overrides([f"{word.key}={word.value}"])[0]
+        if is_text and isinstance(parsed.value(), bool | int | float):
+            return Override(word, (_quoted(word.value),), is_sweep=False)
+        return Override(word, _values(parsed), parsed.is_sweep_override())
+    except (HydraException, ValueError, ArithmeticError) as error:
+        if is_text and word.value[:1] not in ("'", '"'):
+            return Override(word, (_quoted(home_expanded(word.value)),), is_sweep=False)
+        return unreadable(word, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in `range()` and its like; nothing of the grammar's own complaints."""
+    if not isinstance(error, HydraException):
+        return str(error)
+    return next((line for line in str(error).splitlines() if "while evaluating" in line), "")
+
+
+def _values(parsed: HydraOverride) -> tuple[str, ...]:
+    if not parsed.is_sweep_override():
+        value = parsed.value()
+        return (
+            str(value).lower() if isinstance(value, bool) else parsed.get_value_element_as_str(),
+        )
+    if not parsed.is_discrete_sweep():
+        raise ValueError("interval() is for a search; give values, range() or choice()")
+    values = tuple(islice(parsed.sweep_string_iterator(), MAX_ARMS + 1))
+    if len(values) > MAX_ARMS:
+        raise ValueError(f"more than {MAX_ARMS} values")
+    return values
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _arms(overrides: Iterable[Override]) -> list[tuple[str, ...]]:
+    """Cartesian product of all values, without repetitions."""
+    arms = dict.fromkeys(islice(product(*(o.settings() for o in overrides)), MAX_ARMS + 1))
+    if len(arms) > MAX_ARMS:
+        raise ConfigError(f"the sweep has more than {MAX_ARMS} arms; split it into several")
+    return list(arms)
+
+
+def _named(problem: Problem, numbers: list[int], arms: list[tuple[str, ...]]) -> Problem:
+    """Say which arms a problem belongs to, unless it is all of them."""
+    if len(numbers) == len(arms):
+        return problem
+    varied = [{setting for arm in arms for setting in (arm[i],)} for i in range(len(arms[0]))]
+    first = arms[numbers[0]]
+    label = " ".join(setting for setting, seen in zip(first, varied, strict=True) if len(seen) > 1)
+    others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+    return Problem(problem.setting, f"{problem.rule} [arm {label}{others}]", problem.remedy)
+
+
+def _build(
+    arm: tuple[str, ...], unknown: list[str] | None
+) -> tuple[Composed | None, list[Problem]]:
+    """Compose and validate one arm; `unknown` keys were left out, None if whole options were."""
+    try:
+        plain, choices = _merge(arm)
+        config = RunConfig.model_validate(plain)
+    except ConfigError as error:
+        return None, list(error.problems)
+    except ValidationError as error:
+        findings = list(translate(error))
+        more = (
+            []
+            if unknown is None
+            else _rules_of_the_rest(arm, [*unknown, *(k for k, _ in findings)])
+        )
+        return None, [problem for _, problem in findings] + more
+    problems = [] if unknown is None else _about_others(rules.broken(config), unknown)
+    return Composed(config, arm, choices), problems
+
+
+def _rules_of_the_rest(arm: tuple[str, ...], wrong: list[str]) -> list[Problem]:
+    """Rules broken without the wrong overrides: people should not meet problems one by one."""
+    rest = tuple(setting for setting in arm if setting.partition("=")[0] not in wrong)
+    if rest == arm:
+        return []
+    try:
+        config = RunConfig.model_validate(_merge(rest)[0])
+    except (ConfigError, ValidationError):
+        return []
+    return _about_others(rules.broken(config), wrong)
+
+
+def _about_others(problems: Iterable[Problem], names: Sequence[str]) -> list[Problem]:
+    return [problem for problem in problems if not any(name in str(problem) for name in names)]
+
+
+def _merge(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Let Hydra merge the files and the settings; plain data and the option of each group.
+
+    Raises ConfigError if files do not fit together, a value is missing or a reference is wrong.
+    """
+    # `++` lets a key below a null section be set; that the key exists was checked before.
+    forced = [f"++{s}" if "." in s.partition("=")[0] else s for s in settings]
+    try:
+        merged = hydra_compose("config", overrides=forced, return_hydra_config=True)
+        choices = {
+            str(group): str(option)
+            for group, option in merged.hydra.runtime.choices.items()
+            if not str(group).startswith("hydra/")
+        }
+        ours = OmegaConf.masked_copy(merged, [str(key) for key in merged if key != "hydra"])
+        missing = sorted(OmegaConf.missing_keys(ours))
+        if missing:
+            raise ConfigError(
+                [Problem(f"{key}=???", "has no value yet", "give it one") for key in missing]
+            )
+        plain: Any = OmegaConf.to_container(ours, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(_complaint(error)) from None
+    return plain, choices
+
+
+def _complaint(error: BaseException) -> Problem:
+    """What Hydra or OmegaConf says, without its search path and internals."""
+    lines = str(error).partition("\nConfig search path")[0].splitlines()
+    if error.__cause__ is not None:
+        lines += str(error.__cause__).splitlines()
+    noise = ("full_key:", "object_type=", "To append to your config")
+    said = [line.strip() for line in lines if line.strip() and not line.strip().startswith(noise)]
+    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None) or ""
+    return Problem(key, "; ".join(said) or type(error).__name__, "see `dsv3 config show` and `ls`")
+
+
+# The user's directory in Hydra's search path ------------------------------------------------------
+
+_OWN: ContextVar[Path | None] = ContextVar("config_dir", default=None)
+
+
+class OwnOptions(ConfigSource):
+    """The user's directory: files are vetted before a loader sees them."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Prefix of this source in the search path."""
+        return "dsv3-own"
+
+    def available(self) -> bool:
+        """Whether the directory is there."""
+        return self.is_group("")
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether `config_path` is a directory of options."""
+        return Path(self.path, config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether `config_path` is a YAML file."""
+        return Path(self.path, self._normalize_file_name(config_path)).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Names of the groups and options in a directory."""
+        found: list[str] = []
+        for entry in Path(self.path, config_path).iterdir():
+            inside = str(Path(config_path, entry.name))
+            self._list_add_result(found, inside, entry.name, results_filter)
+        return sorted(set(found))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read and vet one file; ConfigError if it is not fit."""
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if not path.exists():
+            raise ConfigLoadError(f"Config not found: {path}")
+        text = read_vetted(path)
+        config = OmegaConf.load(io.StringIO(text))
+        return ConfigResult(self.provider, self.full_path(), config, self._get_header_dict(text))
+
+
+class OwnFirst(SearchPathPlugin):
+    """Put the user's directory before the shipped one; Hydra's own --config-dir comes after it."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Prepend the directory of this composition, if there is one."""
+        own = _OWN.get()
+        if own is not None:
+            search_path.prepend("dsv3", f"{OwnOptions.scheme()}://{own.resolve()}", anchor="main")
+
+
+@contextmanager
+def _hydra(config_dir: Path | None) -> Iterator[None]:
+    """Hydra initialised for one composition, whatever state it was in before."""
+    token = _OWN.set(config_dir)
+    try:
+        Plugins.instance().register(OwnOptions)
+        Plugins.instance().register(OwnFirst)
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            yield
+    finally:
+        _OWN.reset(token)

@@ -1,0 +1,84 @@
+"""The options of each configuration group, as files: shipped ones and the user's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3.config.locations import shipped
+from dsv3.config.root import RunConfig
+from dsv3.config.section import Section
+from dsv3.config.suggest import listed
+from dsv3.errors import ConfigError, Problem
+
+DEFAULTS_LIST = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One file of a group, chosen by `group=name`."""
+
+    group: str
+    name: str
+    path: Path
+    is_own: bool
+
+    @property
+    def comment(self) -> str:
+        """First comment line of the file, or its few lines when there is none."""
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines and lines[0].startswith("#") and not lines[0].startswith("# @"):
+            return lines[0].lstrip("# ")
+        return ", ".join(lines) if len(lines) <= 2 else ""
+
+
+Catalogue = Mapping[str, Mapping[str, Option]]
+"""Group -> option name -> option."""
+
+
+def catalogue(config_dir: Path | None = None) -> Catalogue:
+    """All groups and options; those of `config_dir` shadow the shipped ones.
+
+    Raises ConfigError if `config_dir` is not a directory of configuration groups.
+    """
+    found = {group: _options(shipped("conf"), group, is_own=False) for group in _groups()}
+    if config_dir is not None:
+        for group in _own_groups(config_dir):
+            found[group].update(_options(config_dir, group, is_own=True))
+    return found
+
+
+def _groups() -> list[str]:
+    """Sections of the schema that have a directory in conf/, in the schema's order."""
+    return [
+        name
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, Section)
+        and (shipped("conf") / name).is_dir()
+    ]
+
+
+def _own_groups(config_dir: Path) -> list[str]:
+    setting = f"--config-dir {config_dir}"
+    if not config_dir.is_dir():
+        missing = "is not a directory" if config_dir.exists() else "does not exist"
+        raise ConfigError(Problem(setting, missing, "name the directory that holds your groups"))
+    if (config_dir / DEFAULTS_LIST).exists():
+        rule = f"holds a {DEFAULTS_LIST}, but the list of defaults cannot be replaced"
+        remedy = "put values into base.yaml and options into GROUP/NAME.yaml"
+        raise ConfigError(Problem(setting, rule, remedy))
+    groups = [group for group in _groups() if (config_dir / group).is_dir()]
+    if not groups and not (config_dir / "base.yaml").is_file():
+        rule = f"holds neither base.yaml nor one of the groups {listed(_groups())}"
+        remedy = "an option of yours is DIR/GROUP/NAME.yaml, chosen by GROUP=NAME"
+        raise ConfigError(Problem(setting, rule, remedy))
+    return groups
+
+
+def _options(root: Path, group: str, *, is_own: bool) -> dict[str, Option]:
+    folder = root / group
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")
+    }
+    return {name: Option(group, name, names[name], is_own) for name in sorted(names)}

@@ -1,0 +1,238 @@
+"""Rules between keys: what is impossible on every machine. Each is a small pure function."""
+
+from collections.abc import Iterator
+
+from dsv3.config.curves import Curve
+from dsv3.config.root import RunConfig
+from dsv3.config.suggest import listed
+from dsv3.errors import Problem
+
+
+def broken(config: RunConfig) -> list[Problem]:
+    """Every rule that `config` breaks, in the order of RULES."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def experts_divide_into_groups(config: RunConfig) -> Iterator[Problem]:
+    """Groups have the same number of experts (report section 2.1.2, node-limited routing)."""
+    m = config.model
+    if m.n_routed_experts % m.n_group != 0:
+        yield Problem(
+            f"model.n_group={m.n_group}",
+            f"must divide model.n_routed_experts={m.n_routed_experts}",
+            f"use one of {listed(_divisors(m.n_routed_experts))}",
+        )
+
+
+def chosen_groups_exist(config: RunConfig) -> Iterator[Problem]:
+    """A token cannot be sent to more groups than there are."""
+    m = config.model
+    if m.topk_group > m.n_group:
+        yield Problem(
+            f"model.topk_group={m.topk_group}",
+            f"must not exceed model.n_group={m.n_group}",
+            f"use 1 to {m.n_group}",
+        )
+
+
+def groups_hold_two_experts(config: RunConfig) -> Iterator[Problem]:
+    """A group is rated by the sum of its two best scores."""
+    m = config.model
+    if m.n_group > 1 and m.n_routed_experts // m.n_group < 2:
+        yield Problem(
+            f"model.n_group={m.n_group}",
+            f"leaves less than 2 of model.n_routed_experts={m.n_routed_experts} in a group,"
+            " but a group is rated by its two best experts",
+            f"use at most {max(1, m.n_routed_experts // 2)}",
+        )
+
+
+def chosen_groups_hold_top_k(config: RunConfig) -> Iterator[Problem]:
+    """The experts of a token all lie in its chosen groups."""
+    m = config.model
+    reachable = min(m.topk_group, m.n_group) * (m.n_routed_experts // m.n_group)
+    if m.num_experts_per_tok > reachable:
+        yield Problem(
+            f"model.num_experts_per_tok={m.num_experts_per_tok}",
+            f"must not exceed the {reachable} experts in model.topk_group={m.topk_group} of"
+            f" model.n_group={m.n_group} groups (model.n_routed_experts={m.n_routed_experts})",
+            f"use at most {reachable}, or raise model.topk_group" if reachable > 0 else "",
+        )
+
+
+def dense_layers_exist(config: RunConfig) -> Iterator[Problem]:
+    """Leading dense blocks are blocks of the model."""
+    m = config.model
+    if m.first_k_dense_replace > m.num_hidden_layers:
+        yield Problem(
+            f"model.first_k_dense_replace={m.first_k_dense_replace}",
+            f"must not exceed model.num_hidden_layers={m.num_hidden_layers}",
+            f"use 0 to {m.num_hidden_layers}",
+        )
+
+
+def rotary_width_is_even(config: RunConfig) -> Iterator[Problem]:
+    """Rotary positions turn pairs of channels."""
+    width = config.model.qk_rope_head_dim
+    if width % 2 != 0:
+        yield Problem(
+            f"model.qk_rope_head_dim={width}",
+            "must be even, because rotary positions turn pairs of channels",
+            f"use {width - 1} or {width + 1}" if width > 1 else "use 2",
+        )
+
+
+def yarn_reaches_the_context(config: RunConfig) -> Iterator[Problem]:
+    """YaRN makes positions up to factor x the original context."""
+    yarn, longest = config.model.rope_scaling, config.model.max_position_embeddings
+    if yarn is None:
+        return
+    if longest > yarn.factor * yarn.original_max_position_embeddings:
+        yield Problem(
+            f"model.max_position_embeddings={longest}",
+            f"must not exceed model.rope_scaling.factor={yarn.factor:g} x"
+            f" original_max_position_embeddings={yarn.original_max_position_embeddings}",
+            f"use a factor of at least {longest / yarn.original_max_position_embeddings:g}",
+        )
+    if yarn.beta_fast <= yarn.beta_slow:
+        yield Problem(
+            f"model.rope_scaling.beta_fast={yarn.beta_fast:g}",
+            f"must be greater than model.rope_scaling.beta_slow={yarn.beta_slow:g}",
+            "the report uses 32 and 1",
+        )
+
+
+def experts_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
+    """Every rank of an expert-parallel group holds the same number of experts."""
+    experts, ranks = config.model.n_routed_experts, config.parallelism.expert_parallel_size
+    if experts % ranks != 0:
+        yield Problem(
+            f"parallelism.expert_parallel_size={ranks}",
+            f"must divide model.n_routed_experts={experts}",
+            f"use one of {listed(_divisors(experts))}",
+        )
+
+
+def batch_divides_over_ranks(config: RunConfig) -> Iterator[Problem]:
+    """A step is a whole number of micro batches on every data-parallel rank."""
+    s, ranks = config.schedule, config.parallelism.data_parallel_size
+    at_once = s.micro_batch_size * ranks
+    if s.global_batch_size % at_once == 0:
+        return
+    remedy = f"use a multiple of {at_once}"
+    if s.global_batch_size % ranks == 0:
+        fitting = listed(_divisors(s.global_batch_size // ranks))
+        remedy += f", or schedule.micro_batch_size out of {fitting}"
+    yield Problem(
+        f"schedule.global_batch_size={s.global_batch_size}",
+        f"must be a multiple of schedule.micro_batch_size={s.micro_batch_size}"
+        f" x {ranks} data-parallel ranks",
+        remedy,
+    )
+
+
+def stages_have_layers(config: RunConfig) -> Iterator[Problem]:
+    """Every pipeline stage holds at least one block."""
+    stages, layers = config.parallelism.pipeline_parallel_size, config.model.num_hidden_layers
+    if stages > layers:
+        yield Problem(
+            f"parallelism.pipeline_parallel_size={stages}",
+            f"must not exceed model.num_hidden_layers={layers}",
+            f"use 1 to {layers}",
+        )
+
+
+def sequence_fits_the_positions(config: RunConfig) -> Iterator[Problem]:
+    """There are positions for every token of a sample."""
+    length, longest = config.schedule.sequence_length, config.model.max_position_embeddings
+    if length > longest:
+        yield Problem(
+            f"schedule.sequence_length={length}",
+            f"must not exceed model.max_position_embeddings={longest}",
+            f"use at most {longest}, or raise model.max_position_embeddings",
+        )
+
+
+def curves_end_with_the_axis(config: RunConfig) -> Iterator[Problem]:
+    """The phases of a curve cover the reference axis: no phase is lost, no stretch is unsaid."""
+    axis = config.schedule.reference_tokens
+    for name, value in config.schedule:
+        if not isinstance(value, Curve) or not value.phases or value.phases[-1].until == axis:
+            continue
+        last = len(value.phases) - 1
+        yield Problem(
+            f"schedule.{name}.phases.{last}.until={value.phases[last].until}",
+            f"must be schedule.reference_tokens={axis}, the end of the curve's axis",
+            f"use {axis}; schedule.total_tokens stretches the axis",
+        )
+
+
+def vocabulary_fits_the_embedding(config: RunConfig) -> Iterator[Problem]:
+    """A tokenizer trained on the data gives no id beyond the embedding."""
+    entries, rows = config.data.tokenizer_vocab_size, config.model.vocab_size
+    if config.data.tokenizer is None and entries > rows:
+        yield Problem(
+            f"data.tokenizer_vocab_size={entries}",
+            f"must not exceed model.vocab_size={rows}",
+            f"use at most {rows}, or leave it out: it follows model.vocab_size",
+        )
+
+
+def source_has_its_path(config: RunConfig) -> Iterator[Problem]:
+    """Only the user's own files have a path."""
+    source, path = config.data.source, config.data.path
+    if source == "jsonl" and path is None:
+        yield Problem(
+            "data.path=null", "data.source=jsonl needs a path", "add data.path=FILE_OR_DIRECTORY"
+        )
+    if source == "installed_text" and path is not None:
+        yield Problem(
+            f"data.path={path}",
+            "data.source=installed_text finds its text by itself",
+            "add data=jsonl to train on the path, or leave the path out",
+        )
+
+
+def bias_has_experts_to_balance(config: RunConfig) -> Iterator[Problem]:
+    """The expert bias needs a MoE block, and its speed needs the strategy that uses it.
+
+    Both scoring functions are allowed: the auxiliary-loss-free paper (arXiv 2408.15664) also
+    measures its bias on softmax scores.
+    """
+    strategy, speed = config.balance.strategy, config.balance.bias_update_speed
+    if strategy == "none" and speed != 0:
+        yield Problem(
+            f"balance.bias_update_speed={speed:g}",
+            "balance.strategy=none has no expert bias to update",
+            "choose balance=aux_free, or leave the speed out",
+        )
+    if strategy == "aux_free" and config.model.num_moe_layers == 0:
+        yield Problem(
+            "balance.strategy=aux_free",
+            f"a model without MoE blocks (model.first_k_dense_replace="
+            f"{config.model.first_k_dense_replace}) has nothing to balance",
+            "choose balance=none, or lower model.first_k_dense_replace",
+        )
+
+
+RULES = (
+    experts_divide_into_groups,
+    chosen_groups_exist,
+    groups_hold_two_experts,
+    chosen_groups_hold_top_k,
+    dense_layers_exist,
+    rotary_width_is_even,
+    yarn_reaches_the_context,
+    experts_divide_over_ranks,
+    batch_divides_over_ranks,
+    stages_have_layers,
+    sequence_fits_the_positions,
+    curves_end_with_the_axis,
+    vocabulary_fits_the_embedding,
+    source_has_its_path,
+    bias_has_experts_to_balance,
+)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

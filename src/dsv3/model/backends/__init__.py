@@ -1,1 +1,32 @@
-"""Where the model's layers come from: one backend per arithmetic."""
+"""Where the model's layers come from; plain torch is the reference."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Backend(Protocol):
+    """Makes the layers whose arithmetic a precision recipe decides.
+
+    Every layer holds its parameters under the names of names.py and computes in the type of its
+    weights.
+    """
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        """y = x W^T with `weight` [out, in], without a bias."""
+        ...
+
+    def rms_norm(self, width: int, eps: float) -> nn.Module:
+        """x / rms(x) * `weight` [width], statistics in FP32."""
+        ...
+
+    def experts(self, num_experts: int, hidden_size: int, intermediate_size: int) -> nn.Module:
+        """Networks of the local experts: (rows_RD, row_weights_R, tokens_per_expert_e) -> rows_RD.
+
+        Holds `gate_up_proj` [e, 2F, D] and `down_proj` [e, D, F]; each row is scaled by its weight.
+        """
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Causal attention of [B, S, H, d] queries and keys over [B, S, H, V] values."""
+        ...

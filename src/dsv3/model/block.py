@@ -1,0 +1,64 @@
+"""One layer of the decoder: attention and feed-forward network, each normed before and added."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dsv3.config.model import ModelConfig
+from dsv3.model.attention import LatentAttention
+from dsv3.model.backends import Backend
+from dsv3.model.moe import MLP, MoE, TokenDispatcher
+
+
+class Block(nn.Module):
+    """h + attention(norm(h)), then h + FFN(norm(h)); the FFN is dense or MoE.
+
+    With `recompute`, activations inside the block are dropped and made again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        backend: Backend,
+        dispatcher: TokenDispatcher,
+        local_experts: range,
+        recompute: bool,
+    ) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.self_attn = LatentAttention(config, backend=backend)
+        self.mlp: MLP | MoE
+        if layer < config.first_k_dense_replace:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size, backend=backend)
+        else:
+            self.mlp = MoE(
+                config, backend=backend, dispatcher=dispatcher, local_experts=local_experts
+            )
+        self.input_layernorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden_BSD: Tensor, balance_loss: Tensor, rotation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next hidden states, and the balance loss of the layers so far with this one's."""
+        if self.recompute and torch.is_grad_enabled():
+            hidden_BSD, counts_E = checkpoint(
+                self.compute, hidden_BSD, rotation, use_reentrant=False
+            )
+        else:
+            hidden_BSD, counts_E = self.compute(hidden_BSD, rotation)
+        # Outside of what is recomputed, so that a token counts once.
+        if self.training and isinstance(self.mlp, MoE):
+            self.mlp.tokens_per_expert_E += counts_E
+        return hidden_BSD, balance_loss
+
+    def compute(self, hidden_BSD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The layer without side effects: hidden states, tokens per expert (None if dense)."""
+        hidden_BSD = hidden_BSD + self.self_attn(self.input_layernorm(hidden_BSD), rotation)
+        normed_BSD = self.post_attention_layernorm(hidden_BSD)
+        if isinstance(self.mlp, MoE):
+            out_BSD, counts_E = self.mlp(normed_BSD)
+            return hidden_BSD + out_BSD, counts_E
+        return hidden_BSD + self.mlp(normed_BSD), None

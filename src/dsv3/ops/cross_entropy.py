@@ -1,0 +1,86 @@
+"""Cross entropy of a linear head without a full copy of the logits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from dsv3.ops.precision import at_least_fp32
+
+# Logits held at once; a chunk of rows is as tall as this allows.
+CHUNK_ELEMENTS = 1 << 22
+
+
+def linear_cross_entropy(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) -> Tensor:
+    """Mean cross entropy of `hidden @ weight^T` against `labels`, an FP32 scalar, natural log.
+
+    The head runs over chunks of rows. Their gradients are made on the way, so that no logits are
+    kept for the backward pass, which only scales them by the gradient from above.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_TD, weight_XD, labels_T)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def plain_linear_cross_entropy(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) -> Tensor:
+    """The same from the definition, with all logits at once; what the other is tested against."""
+    return F.cross_entropy(at_least_fp32(F.linear(hidden_TD, weight_XD)), labels_T)
+
+
+@torch.no_grad()
+def linear_token_losses(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) -> Tensor:
+    """Cross entropy of every token, FP32 [T]; for evaluation, without a gradient."""
+    losses = [
+        F.cross_entropy(
+            at_least_fp32(hidden_TD[rows] @ weight_XD.t()), labels_T[rows], reduction="none"
+        )
+        for rows in _chunks(hidden_TD.shape[0], weight_XD.shape[0])
+    ]
+    return torch.cat(losses)
+
+
+def loss_and_gradient(logits_TX: Tensor, labels_T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Sum of the losses and `scale` times its gradient, (softmax - one hot) x scale.
+
+    Both are made in FP32; the gradient is rounded to the type of the logits at the end only.
+    """
+    logits = at_least_fp32(logits_TX)
+    top = logits.amax(dim=1, keepdim=True)
+    exponential = (logits - top).exp()
+    total = exponential.sum(dim=1, keepdim=True)
+    gold = labels_T.unsqueeze(1)
+    loss = (total.log() + top - logits.gather(1, gold)).sum()
+    gradient = exponential * (scale / total)
+    gradient.scatter_add_(1, gold, gradient.new_full((1, 1), -scale).expand_as(gold))
+    return loss, gradient.to(logits_TX.dtype)
+
+
+def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
+    step = max(1, CHUNK_ELEMENTS // vocab_size)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+class _LinearCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) -> Tensor:
+        scale = 1.0 / hidden_TD.shape[0]
+        wide = torch.promote_types(weight_XD.dtype, torch.float32)
+        loss = hidden_TD.new_zeros((), dtype=wide)
+        grad_hidden = torch.empty_like(hidden_TD)
+        grad_weight = torch.zeros_like(weight_XD, dtype=wide)
+        for rows in _chunks(hidden_TD.shape[0], weight_XD.shape[0]):
+            chunk = hidden_TD[rows]
+            logits = chunk @ weight_XD.t()
+            chunk_loss, grad_logits = loss_and_gradient(logits, labels_T[rows], scale)
+            loss += chunk_loss
+            torch.mm(grad_logits, weight_XD, out=grad_hidden[rows])
+            grad_weight += grad_logits.t() @ chunk
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight_XD.dtype))
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None

@@ -1,0 +1,87 @@
+"""Process group of a rank: joins the launcher's, or makes a group of one without opening a port."""
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+
+from dsv3.errors import ConfigError, Problem
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start(device: torch.device | str) -> None:
+    """Initialise torch.distributed and DeepSpeed's communication for this process.
+
+    Under a launcher (all of `LAUNCHER_VARIABLES` set) joins its ranks; otherwise this process is
+    the only rank and meets itself in memory, so that any number of runs share a machine.
+    Raises ConfigError if a launcher set only some of the variables.
+    """
+    kind = torch.device(device).type
+    os.environ["DS_ACCELERATOR"] = kind  # read once, by the first import of DeepSpeed
+    from dsv3.engine import vendor
+
+    accelerator = vendor.get_accelerator().device_name()
+    assert accelerator == kind, f"DeepSpeed was imported before, for {accelerator=}"
+    if kind == "cpu":
+        # DeepSpeed would compile its shared memory op with ninja and g++ (40 s, or a hard failure
+        # without a compiler); only inference uses it.
+        vendor.deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # ZeRO calls a collective by its old name in every step.
+    warnings.filterwarnings(
+        "ignore", message=r"`?torch\.distributed\..*deprecated", category=FutureWarning
+    )
+    backend = "gloo" if kind == "cpu" else "nccl"
+    if not _launched():
+        _start_alone(backend)
+    vendor.comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def stop() -> None:
+    """Leave the process group; without this about one CPU process in thirteen aborts at exit."""
+    if not torch.distributed.is_initialized():
+        return
+    from dsv3.engine import vendor
+
+    # Through DeepSpeed, so that it forgets the expert groups as well and `start` works again.
+    vendor.comm.destroy_process_group()
+
+
+@contextmanager
+def process_group(device: torch.device | str) -> Iterator[None]:
+    """`start`, and `stop` however the block ends."""
+    start(device)
+    try:
+        yield
+    finally:
+        stop()
+
+
+def _launched() -> bool:
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if "RANK" in missing and "WORLD_SIZE" in missing:
+        return False
+    if missing:
+        raise ConfigError(
+            [
+                Problem(f"{name} is not set", "a launcher sets all of " + ", ".join(LAUNCHER_VARIABLES))
+                for name in missing
+            ]
+        )
+    return True
+
+
+def _start_alone(backend: str) -> None:
+    if backend == "gloo" and "lo" in (name for _, name in socket.if_nameindex()):
+        # gloo opens a socket even for one rank: keep it off the network, and independent of what
+        # the host's name resolves to.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+        )

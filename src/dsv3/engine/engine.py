@@ -1,0 +1,161 @@
+"""The training engine: micro batches in, one optimizer step out, DeepSpeed inside."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import nn
+
+from dsv3.config.root import RunConfig
+from dsv3.engine.fragments import Fragment, FragmentedState
+from dsv3.engine.groups import parameter_groups, wrap
+from dsv3.engine.health import (
+    NonFiniteError,
+    first_non_finite_module,
+    is_finite,
+    non_finite_names,
+)
+from dsv3.engine.settings import deepspeed_settings
+from dsv3.engine.vendor import deepspeed
+from dsv3.engine.zero import ZeroState
+
+MicroBatch = Sequence[torch.Tensor]
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step reports, the same on every rank."""
+
+    loss: float  # mean over micro batches and data ranks
+    grad_norm: float  # of the accumulated gradient, before clipping
+
+
+class TrainingEngine:
+    """A model under ZeRO with FP32 master weights, fused AdamW and a clipped gradient.
+
+    `distributed.start` must have run. `expert_parameter` tells by canonical name which parameters
+    are stacked experts, of which this rank holds one slice of the global expert dimension.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        *,
+        device: torch.device | str,
+        expert_parameter: Callable[[str], bool],
+    ) -> None:
+        self.module = model
+        self._device = torch.device(device)
+        optimizer = config.optimizer
+        wrapped = wrap(
+            model,
+            expert_parallel_size=config.parallelism.expert_parallel_size,
+            expert_parameter=expert_parameter,
+        )
+        adamw = torch.optim.AdamW(
+            parameter_groups(model, weight_decay=optimizer.weight_decay),
+            lr=0.0,  # train_step sets it
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
+            fused=True,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints the memory in use
+            self._engine, *_ = deepspeed.initialize(
+                model=wrapped, optimizer=adamw, config=deepspeed_settings(config)
+            )
+        self._zero = ZeroState(self._engine.optimizer)
+        self._state = FragmentedState(model, self._zero)
+
+    @property
+    def optimizer_step(self) -> int:
+        """Updates made so far, 0 before the first."""
+        return self._state.optimizer_step
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], *, lr: float) -> StepResult:
+        """Accumulate the mean gradient of `micro_batches`, clip it, update the weights.
+
+        A micro batch holds the arguments of the model's forward, which returns its scalar mean
+        loss. Raises NonFiniteError, with the state as it was, if a loss or the norm is not finite.
+        """
+        assert micro_batches, f"{micro_batches=}"
+        self._zero.set_lr(lr)
+        try:
+            loss = self._accumulate(micro_batches)
+            grad_norm = self._zero.gradient_norm()
+            if not is_finite(grad_norm):
+                named = ((self._state.name(p), g) for p, g in self._zero.gradients())
+                raise NonFiniteError("gradient norm", grad_norm, non_finite_names(named))
+        except BaseException:
+            # Also on an interrupt: the next step must not start from half a gradient.
+            self._zero.discard_gradients()
+            raise
+        self._engine.step()
+        return StepResult(loss, grad_norm)
+
+    def _accumulate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Run forward and backward over all micro batches; return the mean loss over all ranks."""
+        total = torch.zeros((), device=self._device)
+        for index, micro_batch in enumerate(micro_batches):
+            # The boundary is where ZeRO reduces gradients over the ranks.
+            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = self._engine(*micro_batch)
+            self._require_finite_loss(loss.detach(), micro_batch)
+            self._engine.backward(loss / len(micro_batches), scale_wrt_gas=False)
+            total += loss.detach().float()
+        return self._mean_over_ranks(total / len(micro_batches))
+
+    def _require_finite_loss(self, loss: torch.Tensor, micro_batch: MicroBatch) -> None:
+        mean = self._mean_over_ranks(loss)  # not finite if any rank's is not: all raise together
+        if not torch.isfinite(torch.tensor(mean)):
+            raise NonFiniteError("loss", mean, first_non_finite_module(self.module, micro_batch))
+
+    def _mean_over_ranks(self, value: torch.Tensor) -> float:
+        ranks = torch.distributed.get_world_size()
+        if ranks > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+            value /= ranks
+        return float(value)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Yield the module in evaluation mode and without gradients; restore its mode after."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield self.module
+        finally:
+            self.module.train(was_training)
+
+    def set_masters(self, value: Callable[[str], torch.Tensor]) -> None:
+        """Set the FP32 masters to `value(canonical name)`, this rank's slice of the parameter.
+
+        ZeRO starts its masters from the model's weights, which under bf16 are rounded already.
+        """
+        self._state.set_masters(value)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield masters, moments and persistent buffers of this rank as views into live memory."""
+        return self._state.fragments()
+
+    def expected_tensors(self, optimizer_step: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Global shape and dtype of every tensor a checkpoint after that many updates holds."""
+        return self._state.expected_tensors(optimizer_step)
+
+    def prepare_load(self, optimizer_step: int) -> None:
+        """Make the state of that many updates exist, so that `fragments` can be written to."""
+        self._zero.discard_gradients()
+        self._state.prepare_load(optimizer_step)
+
+    def finish_load(self) -> None:
+        """Bring the model's weights in line with the masters just written (collective)."""
+        self._zero.refresh_weights()
+
+    def close(self) -> None:
+        """Remove DeepSpeed's hooks and let its state go; the module stays usable."""
+        self._engine.destroy()

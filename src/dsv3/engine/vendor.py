@@ -1,0 +1,35 @@
+"""Everything this package takes from DeepSpeed 0.19.8, imported without a word on the terminal.
+
+Half of it is internal: the pinned version and the tests of the engine hold it still. Importing this
+module fixes DeepSpeed's accelerator, so `distributed.start` comes first.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+
+with (
+    warnings.catch_warnings(),
+    contextlib.redirect_stdout(io.StringIO()),
+    contextlib.redirect_stderr(io.StringIO()),
+):
+    warnings.simplefilter("ignore")
+    import deepspeed
+    from deepspeed import comm
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.moe.layer import MoE
+    from deepspeed.runtime.utils import get_global_norm_of_tensors, get_norm_with_moe_layers
+    from deepspeed.utils import groups
+
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+__all__ = [
+    "MoE",
+    "comm",
+    "deepspeed",
+    "get_accelerator",
+    "get_global_norm_of_tensors",
+    "get_norm_with_moe_layers",
+    "groups",
+]

@@ -1,0 +1,300 @@
+"""A run on disk: made whole or not at all, frozen at its first start, its state read off its files.
+
+config.yaml       the resolved configuration of the first start; never changed
+overrides.yaml    what the user wrote
+provenance.json   code, machine, layout and data of the first start
+source-*.diff     uncommitted changes of the code, by content
+configs/*.yaml    configurations of later starts (another layout, say), by content
+attempts.jsonl    one line per start of the ranks: provenance, and what differs from config.yaml
+metrics.jsonl     one line per step and evaluation
+events.jsonl      what happened
+checkpoints/ logs/
+lock              held by rank 0 while it lives
+DONE | FAILED     the result, or the failure, as JSON
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import dsv3
+from dsv3.config.root import RunConfig
+from dsv3.errors import ConfigError, DataError, Dsv3Error, Problem
+from dsv3.runs.files import (
+    damaged,
+    probe_writable,
+    read_json,
+    storage_error,
+    sync_directory,
+    write_atomically,
+    write_json,
+    write_synced,
+)
+from dsv3.runs.identity import identity, run_id
+from dsv3.runs.lock import RunLock, current_holder
+from dsv3.runs.provenance import Provenance, redact_arguments
+from dsv3.runs.records import LineLog, read_lines
+
+_AFRESH = "run.tag=<name> starts a run of its own"
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DONE = "done"
+    FAILED = "failed"
+
+
+def check_run_root(run_root: str) -> None:
+    """Raise CapacityError if run directories cannot be made in `run_root`; make nothing.
+
+    Only the last part of the path may be missing: a mistyped mount point is not created.
+    """
+    root = Path(run_root).expanduser()
+    setting = f"run_root={run_root}"
+    try:
+        if root.exists() and not root.is_dir():
+            raise storage_error(setting, ValueError("it is a file"), "choose another run_root=")
+        if not root.exists() and not root.absolute().parent.is_dir():
+            parent = root.absolute().parent
+            raise storage_error(
+                setting,
+                ValueError(f"its parent {parent} is not a directory"),
+                f"mkdir -p '{parent}', or choose another run_root=",
+            )
+        probe_writable(root if root.exists() else root.absolute().parent)
+    except (OSError, ValueError) as error:
+        raise storage_error(
+            setting, error, "make it writable with some free space, or choose another run_root="
+        ) from error
+
+
+class RunDirectory:
+    """The directory of one run; knows its files, not what is in the checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self.config_path = path / "config.yaml"
+        self.overrides_path = path / "overrides.yaml"
+        self.provenance_path = path / "provenance.json"
+        self.configs = path / "configs"
+        self.attempts_path = path / "attempts.jsonl"
+        self.metrics_path = path / "metrics.jsonl"
+        self.events_path = path / "events.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.lock_path = path / "lock"
+        self.done_path = path / "DONE"
+        self.failed_path = path / "FAILED"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunDirectory":
+        """The directory `config` belongs in, whether it is there or not."""
+        return cls(Path(config.run_root).expanduser() / run_id(config))
+
+    @classmethod
+    def create_or_open(
+        cls, config: RunConfig, *, overrides: Sequence[str], provenance: Provenance
+    ) -> "RunDirectory":
+        """Make the directory of `config`, complete or not at all, or open and check it.
+
+        Raises CapacityError if it cannot be made, DataError or ConfigError if the run began with
+        other data or other numerics, CheckpointError if its files are damaged.
+        """
+        check_run_root(config.run_root)
+        run = cls.of(config)
+        if not run.exists():
+            run._create(config, overrides, provenance)
+        run._check_same_run(config)
+        run.check_frozen(str(provenance.record["data_fingerprint"]))
+        return run
+
+    def exists(self) -> bool:
+        """Whether the run was ever asked for."""
+        return self.config_path.is_file()
+
+    def config(self, file: str = "config.yaml") -> RunConfig:
+        """The frozen configuration, or that of a later start by its name within the directory."""
+        path = self.path / file
+        try:
+            return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise damaged(path, str(error)) from error
+
+    def config_file(self, config: RunConfig) -> str:
+        """Name of the file that holds exactly `config`, written if it is not there.
+
+        Ranks read a file that cannot change under them, also when two starts race.
+        """
+        text = _to_yaml(config)
+        if self.config_path.read_text(encoding="utf-8") == text:
+            return self.config_path.name
+        name = f"{self.configs.name}/{hashlib.sha256(text.encode()).hexdigest()[:10]}.yaml"
+        if not (self.path / name).exists():
+            try:
+                self.configs.mkdir(exist_ok=True)
+            except OSError as error:
+                raise storage_error(self.configs, error, "make it writable") from error
+            write_atomically(self.path / name, text)
+        return name
+
+    def provenance(self) -> dict[str, Any]:
+        """What was written at the first start."""
+        return read_json(self.provenance_path)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """One record per start of the ranks."""
+        return list(read_lines(self.attempts_path))
+
+    def status(self) -> Status:
+        """Where the run stands, from the files alone."""
+        if self.done_path.exists():
+            return Status.DONE
+        if current_holder(self.lock_path) is not None:
+            return Status.RUNNING
+        if self.failed_path.exists():
+            return Status.FAILED
+        has_steps = next(read_lines(self.metrics_path), None) is not None
+        has_checkpoint = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return Status.STOPPED if has_steps or has_checkpoint else Status.NEW
+
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run found, or None."""
+        return read_json(self.done_path) if self.done_path.exists() else None
+
+    def failure(self) -> dict[str, Any] | None:
+        """How a failed run ended, or None."""
+        return read_json(self.failed_path) if self.failed_path.exists() else None
+
+    def begin_attempt(self, lock: RunLock, config: RunConfig, provenance: Provenance) -> int:
+        """Record a start of the ranks under the run's lock and forget an earlier failure.
+
+        Returns the number of the attempt, from 1. Raises as `check_frozen`.
+        """
+        assert lock.held, f"{lock.path=} is not held"
+        self.check_frozen(str(provenance.record["data_fingerprint"]))
+        with LineLog(self.attempts_path) as log:
+            attempt = 1 + len(self.attempts())
+            changed = _differences(self.config(), config)
+            log.append({"attempt": attempt, **provenance.record, "changed": changed})
+            log.sync()
+        if provenance.diff_file is not None:
+            write_atomically(self.path / provenance.diff_file, provenance.diff)
+        lock.set_attempt(attempt)
+        self.failed_path.unlink(missing_ok=True)
+        return attempt
+
+    def mark_done(self, result: dict[str, Any]) -> None:
+        """Write the result; from now on the run is finished."""
+        write_json(self.done_path, {"finished_at": datetime.now(UTC).isoformat(), **result})
+
+    def mark_failed(self, error: Dsv3Error, **context: Any) -> None:
+        """Write why the run ended; it can be tried again."""
+        problems = [vars(problem) for problem in error.problems]
+        record = {"id": error.id, "exit_code": error.exit_code, "problems": problems, **context}
+        write_json(self.failed_path, {"failed_at": datetime.now(UTC).isoformat(), **record})
+
+    def check_frozen(self, data_fingerprint: str) -> None:
+        """Raise DataError or ConfigError unless the run began with this data and these numerics."""
+        frozen = self.provenance()
+        if frozen.get("numerics_version") != dsv3.NUMERICS_VERSION:
+            raise ConfigError(
+                Problem(
+                    str(self.path),
+                    f"the run began with numerics version {frozen.get('numerics_version')} of"
+                    f" dsv3, this is {dsv3.NUMERICS_VERSION}: it would compute something else",
+                    f"go on with the dsv3 it began with ({_version(frozen)}), or {_AFRESH}",
+                )
+            )
+        if frozen.get("data_fingerprint") != data_fingerprint:
+            raise DataError(
+                Problem(
+                    str(self.path),
+                    f"the run began with data {frozen.get('data_fingerprint')}, the data are now"
+                    f" {data_fingerprint}",
+                    f"restore the data, or {_AFRESH}",
+                )
+            )
+
+    def _create(self, config: RunConfig, overrides: Sequence[str], provenance: Provenance) -> None:
+        # Complete under a hidden name, then renamed: others see all of it or nothing. Of two at
+        # once one rename fails, and its directory goes.
+        temporary = self.path.with_name(f".{self.id}.{uuid.uuid4().hex}")
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            temporary.mkdir(mode=0o775)
+            _fill(RunDirectory(temporary), config, overrides, provenance)
+            temporary.rename(self.path)
+            sync_directory(self.path.parent)
+        except OSError as error:
+            if not self.exists():
+                raise storage_error(self.path, error, self._why_not_made()) from error
+        finally:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
+
+    def _why_not_made(self) -> str:
+        if self.path.exists():
+            return "something else than a run is there: move it away"
+        return "make run_root= writable with some free space"
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        if identity(self.config()) != identity(config):
+            raise ConfigError(
+                Problem(
+                    str(self.path),
+                    "config.yaml there computes something else than its name says",
+                    f"restore it, or {_AFRESH}",
+                )
+            )
+
+
+def _fill(
+    run: RunDirectory, config: RunConfig, overrides: Sequence[str], provenance: Provenance
+) -> None:
+    run.checkpoints.mkdir()
+    run.logs.mkdir()
+    write_synced(run.config_path, _to_yaml(config))
+    write_synced(run.overrides_path, yaml.safe_dump(redact_arguments(overrides)))
+    if provenance.diff_file is not None:
+        write_synced(run.path / provenance.diff_file, provenance.diff)
+    write_json(run.provenance_path, provenance.record)
+    sync_directory(run.path)
+
+
+def _to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _differences(before: RunConfig, now: RunConfig) -> dict[str, Any]:
+    old = _flat(before.model_dump(mode="json"))
+    new = _flat(now.model_dump(mode="json"))
+    return {key: value for key, value in new.items() if old.get(key, os) != value}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _version(frozen: dict[str, Any]) -> str:
+    versions = frozen.get("versions")
+    return str(versions.get("dsv3")) if isinstance(versions, dict) else "unknown"

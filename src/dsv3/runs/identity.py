@@ -1,0 +1,54 @@
+"""Which run a configuration describes: the hash of everything that changes what is computed."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from dsv3.config.root import RunConfig
+
+HASH_DIGITS = 10
+
+# By layout-free meaning (the n-th sample and every initial weight do not depend on the ranks)
+# nothing else changes the experiment: parallelism, micro batch, evaluation, checkpoint, tracking,
+# launcher and the directories are outside, and recorded per attempt instead.
+_INCLUDED: dict[str, Any] = {
+    "seed": True,
+    "run": {"tag"},
+    "model": True,
+    "precision": True,
+    "schedule": True,
+    "balance": True,
+    "mtp": True,
+    "data": True,
+    "optimizer": True,
+}
+_EXCLUDED: dict[str, Any] = {"schedule": {"micro_batch_size"}, "data": {"cache_dir"}}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The part of `config` that decides what is computed, as plain data."""
+    return config.model_dump(mode="json", include=_INCLUDED, exclude=_EXCLUDED)
+
+
+def identity_hash(config: RunConfig) -> str:
+    """The first digits of the SHA-256 of the identity as canonical JSON."""
+    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:HASH_DIGITS]
+
+
+def run_id(config: RunConfig) -> str:
+    """Name of the run and of its directory: what people look for, then the hash that decides.
+
+    `<model>-<balance>-s<seed>[-<tag>]-<hash>`; every part before the hash is also in the hash.
+    """
+    parts = [config.model.name, config.balance.strategy, f"s{config.seed}"]
+    if config.run.tag is not None:
+        parts.append(config.run.tag)
+    readable = [_readable(part) for part in parts]
+    return "-".join([*filter(None, readable), identity_hash(config)])
+
+
+def _readable(text: str) -> str:
+    """Letters, digits, `_` and inner dots; short enough for every file system."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:40]

@@ -1,0 +1,179 @@
+"""Where a result came from: code, versions, machine, layout, data; never a secret.
+
+The environment is not written at all, and what is written (arguments, the uncommitted diff) is
+stripped of URL credentials and of every value that a secret-looking environment variable holds.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dsv3
+from dsv3.config.root import RunConfig
+from dsv3.runs.hardware import describe_machine
+
+MAX_DIFF_BYTES = 1 << 20
+_GIT_TIMEOUT_S = 10
+_HIDDEN = "***"
+
+_DISTRIBUTIONS = (
+    "torch",
+    "deepspeed",
+    "transformer-engine",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "zstandard",
+    "wandb",
+    "tensorboard",
+)
+_SECRET_WORDS = frozenset(
+    {"key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials", "auth"}
+)
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_URL_QUERY = re.compile(r"(://[^\s?'\"]*\?)[^\s'\"]+")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is written to provenance.json (`record`), and the uncommitted changes beside it."""
+
+    record: dict[str, Any]
+    diff: str
+
+    @property
+    def diff_file(self) -> str | None:
+        """Name of the file `diff` belongs in, by its content; None if nothing was changed."""
+        return _diff_file(self.diff)
+
+
+def collect(
+    config: RunConfig, *, argv: Sequence[str], data_fingerprint: str, threads_per_rank: int
+) -> Provenance:
+    """Look at the code, the machine and the layout of `config`; takes some tens of ms."""
+    git, diff = _git(Path(dsv3.__file__).resolve().parents[2])
+    record = {
+        "collected_at": datetime.now(UTC).isoformat(),
+        "argv": redact_arguments(argv),
+        "directory": str(Path.cwd()),
+        "data_fingerprint": data_fingerprint,
+        "numerics_version": dsv3.NUMERICS_VERSION,
+        "git": git,
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "machine": describe_machine(),
+        "layout": _layout(config),
+        "threads_per_rank": threads_per_rank,
+    }
+    return Provenance(record, diff)
+
+
+def redact(text: str) -> str:
+    """`text` without URL credentials, URL queries and the values of secret variables."""
+    for value in _secret_values():
+        text = text.replace(value, _HIDDEN)
+    text = _URL_CREDENTIALS.sub(f"{_HIDDEN}@", text)
+    return _URL_QUERY.sub(rf"\1{_HIDDEN}", text)
+
+
+def redact_arguments(argv: Sequence[str]) -> list[str]:
+    """Arguments without secrets: as `redact`, and `api_key=...`, `--token=...`, `--token X`."""
+    shown: list[str] = []
+    hide_next = False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        secret = _is_secret_name(name)
+        if hide_next and not argument.startswith("-"):
+            shown.append(_HIDDEN)
+        elif equals and secret:
+            shown.append(f"{name}={_HIDDEN}")
+        else:
+            shown.append(redact(argument))
+        hide_next = argument.startswith("-") and secret and not equals
+    return shown
+
+
+def _is_secret_name(name: str) -> bool:
+    # Whole words of the last part only: `schedule.total_tokens` and `data.tokenizer` are not.
+    last = name.rpartition(".")[2].lower()
+    return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", last))
+
+
+def _secret_values() -> list[str]:
+    values = [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= 8 and not value.startswith("/") and _is_secret_name(name)
+    ]
+    return sorted(values, key=len, reverse=True)
+
+
+def _layout(config: RunConfig) -> dict[str, Any]:
+    return {
+        **config.parallelism.model_dump(mode="json"),
+        "world_size": config.parallelism.world_size,
+        "micro_batch_size": config.schedule.micro_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"dsv3": dsv3.__version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(checkout: Path) -> tuple[dict[str, Any], str]:
+    """Commit and uncommitted changes of `checkout`; all null where dsv3 is an installed wheel."""
+    top = _run_git(checkout, "rev-parse", "--show-toplevel")
+    # A virtual environment inside somebody's repository is not a checkout of dsv3.
+    if top is None or Path(top.strip()) != checkout:
+        return {"commit": None, "dirty": None, "diff_file": None, "diff_truncated": False}, ""
+    commit = _run_git(checkout, "rev-parse", "HEAD")
+    # Neither external diff tools nor text conversions of the user's git configuration are run.
+    changes = _run_git(checkout, "diff", "HEAD", "--no-ext-diff", "--no-textconv") or ""
+    untracked = _run_git(checkout, "ls-files", "--others", "--exclude-standard") or ""
+    diff = redact(changes)
+    cut = diff.encode()[:MAX_DIFF_BYTES].decode(errors="ignore")
+    record = {
+        "commit": commit.strip() if commit is not None else None,
+        "dirty": bool(changes or untracked),
+        "diff_file": _diff_file(cut),
+        "diff_truncated": len(cut) < len(diff),
+    }
+    return record, cut
+
+
+def _diff_file(diff: str) -> str | None:
+    return f"source-{hashlib.sha256(diff.encode()).hexdigest()[:10]}.diff" if diff else None
+
+
+def _run_git(directory: Path, *arguments: str) -> str | None:
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(directory), *arguments]
+    try:
+        finished = subprocess.run(  # noqa: S603 - fixed words, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return finished.stdout.decode(errors="replace") if finished.returncode == 0 else None

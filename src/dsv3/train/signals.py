@@ -1,0 +1,80 @@
+"""How a rank is asked to save and end: handlers only set a flag, the loop looks at it."""
+
+import ctypes
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from dsv3.errors import Dsv3Error, InterruptedError_, SavedForRequeueError
+from dsv3.launch.local import LAUNCHER_PID_VARIABLE
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+def hold_stop_signals() -> None:
+    """Keep stop signals waiting until a `StopRequest` is entered; call before long imports."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def stop_with_launcher() -> None:
+    """Get SIGTERM, and so save and end, when the process that launched this rank dies.
+
+    Does nothing for a rank that no local launcher started, or where the kernel is not Linux.
+    """
+    launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
+    if launcher is None:
+        return
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != int(launcher):  # it died before the kernel was told
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopRequest:
+    """While entered, a stop signal is only remembered; `requested` says whether one came.
+
+    Enter it as early as a rank can save, leave it last. The first signal decides the exit code:
+    130 for SIGINT, 85 (please requeue) for the others; further ones change nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and end after the current step."""
+        return self.signal is not None
+
+    def as_error(self, step: int) -> Dsv3Error:
+        """The error that ends the rank once everything up to `step` is saved."""
+        assert self.signal is not None, "nobody asked to stop"
+        text = f"{self.signal.name}: saved at step {step}; ask for the same run again to go on"
+        if self.signal is signal.SIGINT:
+            return InterruptedError_(text)
+        return SavedForRequeueError(text)
+
+    def __enter__(self) -> Self:
+        for number in STOP_SIGNALS:
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # under nohup, and to stay so
+            self._previous[number] = signal.signal(number, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)

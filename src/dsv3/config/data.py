@@ -1,8 +1,13 @@
 """`data`: the text a run trains and is evaluated on."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from dsv3.config.section import Section, field
+
+InstalledDomain = Literal["python", "c", "docs", "math"]
+Share = Annotated[float, Field(ge=0)]
 
 
 class DataConfig(Section):
@@ -12,8 +17,36 @@ class DataConfig(Section):
         "`installed_text`: what any Python machine has; `jsonl`: files under `path`."
     )
     path: str | None = field("jsonl: a file, a directory or a glob of .jsonl[.gz|.zst] files.")
-    tokenizer: str | None = field("A tokenizer.json; null: train byte-level BPE on the text.")
-    tokenizer_vocab_size: int = field("Entries of the BPE that is trained.", ge=257)
+    tokenizer: str | None = field(
+        "A byte-level tokenizer.json; null: train byte-level BPE on the text."
+    )
+    tokenizer_vocab_size: int = field(
+        "Entries of the BPE that is trained: 256 bytes, 5 special tokens and merges.", ge=261
+    )
     max_bytes: int = field("At most so many bytes of text are taken, spread over domains.", gt=0)
+    domain_shares: dict[InstalledDomain, Share] | None = field(
+        "installed_text: parts of `max_bytes` per domain, any positive scale; what a domain cannot"
+        " fill goes to the others. null for jsonl, whose domains keep their own proportions."
+    )
     validation_fraction: float = field("Share of documents held out.", gt=0, lt=1)
     cache_dir: str | None = field("Where shards are kept; null: the user's cache directory.")
+
+    @model_validator(mode="after")
+    def _source_and_its_keys_agree(self) -> "DataConfig":
+        shares = self.domain_shares
+        match self.source:
+            case "jsonl" if not self.path:
+                raise ValueError("data.path=null: data=jsonl needs files; set data.path=FILES")
+            case "jsonl" if shares is not None:
+                raise ValueError(
+                    "data.domain_shares: for data=installed_text only; set data.domain_shares=null"
+                )
+            case "installed_text" if self.path is not None:
+                raise ValueError(
+                    f"data.path={self.path}: data=installed_text reads no path; add data=jsonl"
+                )
+            case "installed_text" if not shares or sum(shares.values()) <= 0:
+                raise ValueError(
+                    "data.domain_shares: data=installed_text needs a positive share of a domain"
+                )
+        return self

@@ -1,0 +1,122 @@
+"""The cache directory: where it is, one preparer at a time, and nothing half done in it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dsv3.errors import CapacityError, Problem
+
+
+def cache_root(configured: str | None) -> Path:
+    """`data.cache_dir`, else $XDG_CACHE_HOME/dsv3, else ~/.cache/dsv3, else a private /tmp one."""
+    if configured is not None:
+        return Path(configured).expanduser().absolute()
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):  # noqa: PTH117 - the XDG rule: relative values are ignored
+        return Path(xdg) / "dsv3"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no $HOME and no entry in the password file, as in some containers
+        home = Path("/")
+    if home != Path("/"):
+        return home / ".cache" / "dsv3"
+    return Path(tempfile.gettempdir()) / f"dsv3-cache-{os.getuid()}"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` so that a crash leaves either the old or the new file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class PreparedCache:
+    """Prepared texts under `root`, each a directory named by the key of what it was made from."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def directory(self, key: str) -> Path:
+        """Where the text with this key is, once it is prepared."""
+        return self.root / key
+
+    def ensure(self, key: str, build: Callable[[Path], None], waiting: Callable[[], None]) -> Path:
+        """The directory of `key`, made by `build` in a temporary one if it is not there.
+
+        Of several processes one builds and the others wait. A killed builder leaves a directory
+        that nobody reads and the next builder removes. Raises CapacityError if the cache cannot
+        be written.
+        """
+        directory = self.directory(key)
+        if directory.is_dir():
+            return directory
+        try:
+            self._make_root()
+            with self._locked(key, waiting):
+                if not directory.is_dir():
+                    self._sweep()
+                    self._publish(directory, build)
+        except OSError as error:
+            raise CapacityError(
+                Problem(
+                    f"data.cache_dir={self.root}",
+                    f"prepared text cannot be written: {error.strerror or error}",
+                    "free some space, or set data.cache_dir=DIRECTORY",
+                )
+            ) from error
+        return directory
+
+    def _make_root(self) -> None:
+        shared = self.root.parent == Path(tempfile.gettempdir())
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700 if shared else 0o777)
+        if shared and self.root.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+
+    def _publish(self, directory: Path, build: Callable[[Path], None]) -> None:
+        temporary = self.root / f".{directory.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            build(temporary)
+            _sync_directory(temporary)
+            temporary.rename(directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync_directory(self.root)
+
+    @contextlib.contextmanager
+    def _locked(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
+        with (self.root / f".{key}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what killed builders of other keys left; the lock of a dead one is free."""
+        for temporary in self.root.glob(".*.tmp"):
+            with (self.root / f"{temporary.stem}.lock").open("w") as lock:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,12 +13,10 @@ from typing import Any
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
-from dsv3.launch.arguments import RANK_MODULE, RankArguments
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.hardware import available_cores
+from dsv3.runs.rank import LAUNCHER_PID_VARIABLE, RANK_MODULE, RankArguments
 from dsv3.runs.records import EventLog
-
-LAUNCHER_PID_VARIABLE = "DSV3_LAUNCHER_PID"
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A single rank meets itself in memory; what an outer srun or torchrun left in the environment

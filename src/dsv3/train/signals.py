@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from dsv3.errors import Dsv3Error, InterruptedError_, SavedForRequeueError
-from dsv3.launch.local import LAUNCHER_PID_VARIABLE
+from dsv3.runs.rank import LAUNCHER_PID_VARIABLE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RANK_MODULE = "dsv3.train.worker"
+LAUNCHER_PID_VARIABLE = "DSV3_LAUNCHER_PID"
 
 
 @dataclass(frozen=True)

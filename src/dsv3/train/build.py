@@ -1,0 +1,51 @@
+"""The one composition root: from a configuration to everything a rank trains with."""
+
+import torch
+from torch import Tensor
+
+from dsv3.config.root import RunConfig
+from dsv3.engine.engine import TrainingEngine
+from dsv3.model.backends.torch import TorchBackend
+from dsv3.model.init import fill, materialise
+from dsv3.model.names import is_expert
+from dsv3.model.transformer import Transformer
+from dsv3.parallel.dispatch import LocalDispatcher
+
+WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device of this rank: CUDA where there is one, unless the configuration says otherwise."""
+    kind = config.launcher.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(kind)
+
+
+def build_model(config: RunConfig, device: torch.device) -> Transformer:
+    """The model with its initial weights, in the type of the precision recipe."""
+    with torch.device("meta"):
+        model = Transformer(
+            config.model,
+            backend=TorchBackend(),
+            dispatcher=LocalDispatcher(config.model.n_routed_experts),
+        )
+    dtype = WEIGHT_DTYPES[config.precision.recipe]
+    materialise(model, config.model, seed=config.seed, device=device, dtype=dtype)
+    return model
+
+
+def build_engine(model: Transformer, config: RunConfig, device: torch.device) -> TrainingEngine:
+    """The engine around the model, its masters at the exact FP32 initial values."""
+    engine = TrainingEngine(model, config, device=device, expert_parameter=is_expert)
+    if config.precision.recipe != "fp32":
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+
+        def initial(name: str) -> Tensor:
+            value = torch.empty(shapes[name])
+            experts = range(config.model.n_routed_experts)
+            fill(value, name, config.model, seed=config.seed, local_experts=experts)
+            return value
+
+        engine.set_masters(initial)
+    return engine

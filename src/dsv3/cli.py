@@ -1,0 +1,263 @@
+"""The command line: parse, call, exit. Only typer and the standard library are imported here.
+
+Each verb's body is a function in `dsv3.commands` that returns the exit code; it is imported when
+the verb is called, so that `dsv3 --help` costs no more than typer.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+BROKEN_PIPE = 141
+"""What a shell reports for a reader that went away early: 128 + SIGPIPE."""
+
+app = typer.Typer(
+    name="dsv3",
+    help="Declarative ablation experiments on DeepSeek-V3's pre-training ideas.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(
+    help="Look at configurations: show, ls, diff.", no_args_is_help=True, rich_markup_mode=None
+)
+data_app = typer.Typer(
+    help="The text a run trains on: prepare, inspect.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Options and values, e.g. model=moe_nano balance=none schedule.lr=1e-3.",
+        show_default=False,
+    ),
+]
+Multirun = Annotated[
+    bool,
+    typer.Option(
+        "--multirun", "-m", help="An arm for each value of a,b, range(), choice(), glob()."
+    ),
+]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--config-dir", metavar="DIR", help="Your own options; they shadow built-in ones."
+    ),
+]
+Cfg = Annotated[
+    str | None,
+    typer.Option("--cfg", "-c", metavar="job", help="Print the composed configuration and exit."),
+]
+Package = Annotated[
+    str | None, typer.Option("--package", "-p", metavar="KEY", help="Print this section only.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; works behind every verb.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    del debug, version  # `run` takes both out of the arguments before typer sees them
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    cfg: Cfg = None,
+    config_dir: ConfigDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would start, and start nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Train a run, go on with it, or print its result if it is done."""
+    if cfg is not None:
+        return _show(overrides, cfg, multirun=multirun, config_dir=config_dir, as_json=as_json)
+    return _call(
+        "train",
+        "train",
+        overrides or [],
+        multirun=multirun,
+        config_dir=config_dir,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    cfg: Cfg = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Compute what a run needs and does from its configuration alone."""
+    if cfg is not None:
+        return _show(overrides, cfg, multirun=multirun, config_dir=config_dir, as_json=as_json)
+    return _call(
+        "plan", "plan", overrides or [], multirun=multirun, config_dir=config_dir, as_json=as_json
+    )
+
+
+@config_app.command("show")
+def config_show(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    package: Package = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Print the composed configuration."""
+    return _show(
+        overrides,
+        "job",
+        package=package,
+        multirun=multirun,
+        config_dir=config_dir,
+        as_json=as_json,
+    )
+
+
+@config_app.command("ls")
+def config_ls(
+    group: Annotated[str | None, typer.Argument(help="Only this group.")] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """List the groups and their options."""
+    return _call("config", "ls", group, config_dir=config_dir, as_json=as_json)
+
+
+@config_app.command("diff")
+def config_diff(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE... [vs KEY=VALUE...]",
+            help="Arms to compare: sweep lists, or sets with `vs` between them. "
+            "A single configuration is compared with the default one.",
+        ),
+    ],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Show where configurations differ: `balance=none,aux_free`, or `seed=2 vs model=moe_nano`."""
+    return _call("config", "diff", words, config_dir=config_dir, as_json=as_json)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False
+) -> int:
+    """Read, tokenise and shard the text of a configuration, once."""
+    return _call("data", "prepare", overrides or [], config_dir=config_dir, as_json=as_json)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False
+) -> int:
+    """Say what the prepared text holds: documents, bytes and tokens of each domain."""
+    return _call("data", "inspect", overrides or [], config_dir=config_dir, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Look at this machine: what is installed, what it can run."""
+    return _call("doctor", "doctor", as_json=as_json)
+
+
+@app.command()
+def completion(
+    shell: Annotated[
+        str, typer.Argument(metavar="bash|zsh|fish", help="The shell to complete in.")
+    ],
+) -> int:
+    """Print a script that completes verbs, options and keys: `eval "$(dsv3 completion bash)"`."""
+    return _call("completion", "completion", shell)
+
+
+@app.command("complete", hidden=True, context_settings={"ignore_unknown_options": True})
+def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int:
+    """Print what may follow; called by the completion scripts."""
+    return _call("completion", "complete", words or [], typer.main.get_command(app))
+
+
+def main() -> NoReturn:
+    """Entry point of the `dsv3` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing is raised."""
+    words = list(arguments)
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ["DSV3_DEBUG"] = "1"
+    if words[:1] == ["--version"]:
+        from dsv3 import __version__
+
+        typer.echo(f"dsv3 {__version__}")
+        return 0
+    try:
+        code = typer.main.get_command(app)(words, prog_name="dsv3", standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        return _usage(error, as_json="--json" in words)
+    return int(code or 0)
+
+
+def _show(overrides: list[str] | None, what: str, **options: Any) -> int:
+    return _call("config", "show", overrides or [], what=what, **options)
+
+
+def _call(module: str, verb: str, *arguments: Any, **options: Any) -> int:
+    """Run the body of a verb; every exception becomes a message and an exit code."""
+    try:
+        body = getattr(import_module(f"dsv3.commands.{module}"), verb)
+        code = int(body(*arguments, **options))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; it must find an open file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last line of defence: messages, no tracebacks
+        from dsv3.commands import console
+
+        return console.report(error, as_json=options.get("as_json", False))
+    return code
+
+
+def _usage(error: typer.exceptions.TyperException, *, as_json: bool) -> int:
+    """A command line typer cannot parse."""
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+    if as_json:
+        from dsv3.commands import console
+        from dsv3.errors import ConfigError
+
+        console.write_json(console.as_data(ConfigError(error.format_message())))
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -103,7 +103,15 @@ def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
         "FLOPs": flops(sum(record["total_flops"] for record in records)),
     }
     table.add_column("run", overflow="fold", footer="all runs")
-    for name in ("total", "active", "FLOPs/token", "tokens", "FLOPs", "ranks", "state/rank"):
+    for name in (
+        "total",
+        "active",
+        "FLOPs per token",
+        "tokens",
+        "FLOPs",
+        "ranks",
+        "state per rank",
+    ):
         table.add_column(name, justify="right", footer=footers.get(name, ""))
     shared = set.intersection(*(set(record["overrides"]) for record in records))
     for record in records:

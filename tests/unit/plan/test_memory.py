@@ -1,0 +1,104 @@
+"""Bytes per rank against a rank that holds its tensors one by one."""
+
+import math
+
+import pytest
+
+from dsv3.config.compose import compose
+from dsv3.config.root import RunConfig
+from dsv3.plan.memory import (
+    even_cut,
+    stage_weights,
+    state_bytes_of_all_ranks,
+    state_bytes_per_rank,
+)
+from dsv3.plan.parameters import count_parameters
+
+# moe_nano: pieces written out from its sizes (128 wide, 4 heads, 16 experts of 48, 1024 tokens).
+EMBEDDING = HEAD = 1024 * 128
+ATTENTION = 128 * 4 * 32 + 128 * (32 + 8) + 32 + 32 * 4 * (24 + 32) + 4 * 32 * 128
+NORMS = 2 * 128
+DENSE_FFN = 3 * 128 * 352
+EXPERT = 3 * 128 * 48
+ROUTER = 128 * 16
+
+
+def nano(*overrides: str) -> RunConfig:
+    return compose(["model=moe_nano", *overrides]).config
+
+
+def layout(pipeline: int, expert: int, replicas: int) -> list[str]:
+    return [
+        f"parallelism.pipeline_parallel_size={pipeline}",
+        f"parallelism.expert_parallel_size={expert}",
+        f"parallelism.expert_data_parallel_size={replicas}",
+    ]
+
+
+def test_one_rank_holds_everything() -> None:
+    config = nano()
+    weights = count_parameters(config.model).total
+    state = state_bytes_per_rank(config)
+    assert (state.weights, state.gradients, state.optimizer) == (
+        4 * weights,
+        4 * weights,
+        12 * weights,
+    )
+    assert state_bytes_of_all_ranks(config) == state.total == 20 * weights
+
+
+def test_bf16_halves_the_weights_only() -> None:
+    fp32, bf16 = state_bytes_per_rank(nano()), state_bytes_per_rank(nano("precision=bf16"))
+    assert 2 * bf16.weights == fp32.weights
+    assert (bf16.gradients, bf16.optimizer) == (fp32.gradients, fp32.optimizer)
+
+
+@pytest.mark.parametrize(("expert", "replicas"), [(1, 2), (2, 1), (2, 2), (4, 2), (16, 1)])
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_zero_shards_dense_over_all_ranks_and_experts_over_their_replicas(
+    expert: int, replicas: int, zero_stage: int
+) -> None:
+    config = nano(*layout(1, expert, replicas), f"parallelism.zero_stage={zero_stage}")
+    dense = EMBEDDING + HEAD + 128 + 4 * (ATTENTION + NORMS) + DENSE_FFN + 3 * (ROUTER + EXPERT)
+    experts = 3 * 16 * EXPERT // expert
+    optimizer = math.ceil(dense / (expert * replicas)) + math.ceil(experts / replicas)
+    state = state_bytes_per_rank(config)
+    assert state.weights == 4 * (dense + experts)
+    assert state.optimizer == 12 * optimizer
+    assert state.gradients == 4 * (optimizer if zero_stage == 2 else dense + experts)
+    assert state_bytes_of_all_ranks(config) == expert * replicas * state.total
+
+
+def test_a_pipeline_keeps_the_embedding_first_and_the_head_last() -> None:
+    stages = stage_weights(nano(*layout(4, 1, 1)))
+    moe = ATTENTION + NORMS + ROUTER + EXPERT
+    assert [stage.dense for stage in stages] == [
+        EMBEDDING + ATTENTION + NORMS + DENSE_FFN,
+        moe,
+        moe,
+        moe + 128 + HEAD,
+    ]
+    assert [stage.experts for stage in stages] == [0, *[16 * EXPERT] * 3]
+
+
+def test_the_largest_stage_is_the_one_reported() -> None:
+    config = nano(*layout(4, 1, 1))
+    assert state_bytes_per_rank(config).weights == 4 * (
+        ATTENTION + NORMS + ROUTER + 17 * EXPERT + 128 + HEAD
+    )
+    assert state_bytes_of_all_ranks(config) == state_bytes_of_all_ranks(nano())
+
+
+@pytest.mark.parametrize(("layers", "stages"), [(61, 16), (60, 16), (4, 4), (7, 3), (2, 5), (1, 1)])
+def test_a_cut_is_complete_in_order_and_even(layers: int, stages: int) -> None:
+    cut = even_cut(layers, stages)
+    assert [layer for stage in cut for layer in stage] == list(range(layers))
+    assert len(cut) == stages
+    assert max(map(len, cut)) - min(map(len, cut)) <= 1
+
+
+def test_stages_hold_the_whole_model() -> None:
+    for name in ("moe_228b", "moe_671b"):
+        config = compose([f"model={name}"]).config
+        held = sum(stage.dense + stage.experts for stage in stage_weights(config))
+        assert held == count_parameters(config.model).total

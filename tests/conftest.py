@@ -11,8 +11,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Set by launchers, schedulers and dashboards; a test that wants one sets it itself.
-FOREIGN = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "SLURM_", "HYDRA_", "WANDB_", "HF_", "DSV3_")
+# Set by launchers, schedulers, dashboards and `make test`; a test that wants one sets it itself.
+FOREIGN = (
+    "DSV3_",
+    "HF_",
+    "HYDRA_",
+    "LOCAL_",
+    "MAKE",
+    "MASTER_",
+    "MFLAGS",
+    "RANK",
+    "SLURM_",
+    "WANDB_",
+    "WORLD_SIZE",
+)
 OFFLINE = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
 
 

@@ -83,6 +83,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would start, and start nothing.")
     ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try a run again that ended in a failure.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Train a run, go on with it, or print its result if it is done."""
@@ -95,6 +98,7 @@ def train(
         multirun=multirun,
         config_dir=config_dir,
         dry_run=dry_run,
+        retry=retry,
         as_json=as_json,
     )
 

@@ -42,6 +42,10 @@ class Dsv3Error(Exception):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def lines(self) -> list[str]:
+        """What people read on stderr: one line for each problem."""
+        return [f"error[{self.id}]: {problem}" for problem in self.problems]
+
 
 class ConfigError(Dsv3Error):
     """The configuration cannot be what was meant; also a layout that is impossible anywhere."""

@@ -18,6 +18,11 @@ def write(text: str) -> None:
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
+def note(text: str) -> None:
+    """Print a line on stderr: about what happens, not a result."""
+    sys.stderr.write(f"{text}\n")
+
+
 def write_json(data: Any) -> None:
     """Print data as JSON on stdout."""
     write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
@@ -48,8 +53,7 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     if not isinstance(error, Dsv3Error):
         what = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
         error = Dsv3Error(f"{what}; this is a defect of dsv3, --debug shows where")
-    for problem in error.problems:
-        sys.stderr.write(f"error[{error.id}]: {problem}\n")
+    sys.stderr.writelines(f"{line}\n" for line in error.lines())
     if as_json:
         write_json(as_data(error))
     return error.exit_code

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from dsv3.errors import Dsv3Error, NumericHealthError, as_lines
+from dsv3.errors import Dsv3Error, NumericHealthError
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.rank import RankArguments
 from dsv3.train.signals import StopRequest, hold_stop_signals, stop_with_launcher
@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Dsv3Error as error:
         if isinstance(error, NumericHealthError):
             run.mark_failed(error)
-        sys.stderr.writelines(f"{line}\n" for line in as_lines(error))
+        sys.stderr.writelines(f"{line}\n" for line in error.lines())
         return error.exit_code
     except Exception as error:
         logger.exception("a defect of dsv3")
         failure = Dsv3Error(f"a defect of dsv3: {type(error).__name__}: {error}")
         run.mark_failed(failure)
-        sys.stderr.writelines(f"{line}\n" for line in as_lines(failure))
+        sys.stderr.writelines(f"{line}\n" for line in failure.lines())
         sys.stderr.write(f"the traceback is at the end of {run.logs / 'rank-0.log'}\n")
         return failure.exit_code
     return 0

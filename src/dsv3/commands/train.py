@@ -1,0 +1,206 @@
+"""`dsv3 train`: every arm composed, refused or prepared before the first of them starts."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv3.commands import console
+from dsv3.commands.arms import Arm, arms_of
+from dsv3.errors import ArmsFailedError, Dsv3Error, InterruptedError_, SavedForRequeueError
+from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
+from dsv3.plan.capacity import check_capacity
+from dsv3.plan.description import describe
+from dsv3.plan.machine import this_machine
+from dsv3.runs.directory import RunDirectory, Status, check_run_root
+from dsv3.runs.lock import refuse_held
+from dsv3.runs.provenance import collect
+
+if TYPE_CHECKING:
+    from dsv3.data.prepare import Prepared
+
+STOPPED = (SavedForRequeueError.exit_code, InterruptedError_.exit_code)
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one arm ended; `trained` is False where there was nothing left to do."""
+
+    arm: Arm
+    directory: RunDirectory
+    exit_code: int
+    trained: bool
+
+    def record(self) -> dict[str, Any]:
+        """One entry of `--json`."""
+        return self.arm.record() | {
+            "directory": str(self.directory.path),
+            "status": str(self.directory.status()),
+            "exit_code": self.exit_code,
+            "trained": self.trained,
+            "result": self.directory.result(),
+            "failure": self.directory.failure(),
+        }
+
+
+def train(
+    overrides: Sequence[str],
+    *,
+    multirun: bool,
+    config_dir: Path | None,
+    dry_run: bool,
+    retry: bool,
+    as_json: bool,
+) -> int:
+    """Train one run, or the arms of a sweep one after the other; returns the exit code.
+
+    Everything that can be known beforehand (configuration, capacity, data, directories) is
+    checked for every arm before the first one starts.
+    """
+    arms = arms_of(overrides, multirun=multirun, config_dir=config_dir)
+    if dry_run:
+        _print_dry_run(arms, as_json=as_json)
+        return 0
+    _refuse_impossible(arms)
+    prepared = _prepare_all(arms, quiet=as_json)
+    directories = [_directory(arm, data) for arm, data in zip(arms, prepared, strict=True)]
+    outcomes: list[Outcome] = []
+    for arm, directory in zip(arms, directories, strict=True):
+        outcomes.append(_train_arm(arm, directory, wait=multirun, retry=retry, quiet=as_json))
+        if outcomes[-1].exit_code in STOPPED:
+            break
+    return _conclude(outcomes, as_json=as_json)
+
+
+def _refuse_impossible(arms: Sequence[Arm]) -> None:
+    machine = this_machine()
+    for arm in arms:
+        check_capacity(arm.config, machine)
+        refuse_several_ranks(arm.config)
+        check_run_root(arm.config.run_root)
+
+
+def _prepare_all(arms: Sequence[Arm], *, quiet: bool) -> "list[Prepared]":
+    """Prepare the text of every arm; arms that ask for the same text share it."""
+    from dsv3.commands.progress import progress_display
+    from dsv3.data.prepare import prepare
+
+    seen: dict[str, Prepared] = {}
+    result = []
+    with progress_display(quiet=quiet) as progress:
+        for arm in arms:
+            config = arm.config
+            key = f"{config.data.model_dump_json()} {config.model.vocab_size}"
+            if key not in seen:
+                vocab_size = config.model.vocab_size
+                seen[key] = prepare(config.data, vocab_size=vocab_size, progress=progress)
+            seen[key].require_samples(
+                config.schedule.sequence_length, config.schedule.global_batch_size
+            )
+            result.append(seen[key])
+    return result
+
+
+def _directory(arm: Arm, data: "Prepared") -> RunDirectory:
+    provenance = collect(
+        arm.config,
+        argv=sys.argv,
+        data_fingerprint=data.fingerprint,
+        threads_per_rank=threads_per_rank(arm.config),
+    )
+    return RunDirectory.create_or_open(
+        arm.config, overrides=arm.overrides, provenance=provenance
+    )
+
+
+def _train_arm(
+    arm: Arm, directory: RunDirectory, *, wait: bool, retry: bool, quiet: bool
+) -> Outcome:
+    status = directory.status()
+    if status is Status.RUNNING and wait:
+        status = _wait_for(directory, quiet=quiet)
+    if status is Status.DONE:
+        return Outcome(arm, directory, 0, trained=False)
+    if status is Status.FAILED and not retry:
+        failure = directory.failure() or {}
+        return Outcome(arm, directory, int(failure["exit_code"]), trained=False)
+    if not quiet:
+        console.note(f"{arm.name}: {describe(arm.config)}")
+        console.note(f"run directory: {directory.path}")
+    try:
+        refuse_held(directory.lock_path)
+        exit_code = launch(directory.path, arm.config, quiet=quiet)
+    except Dsv3Error as error:
+        if not wait:
+            raise
+        exit_code = console.report(error)
+    return Outcome(arm, directory, exit_code, trained=True)
+
+
+def _wait_for(directory: RunDirectory, *, quiet: bool) -> Status:
+    """Let another process that trains this arm come to its end."""
+    if not quiet:
+        console.note(f"waiting for another process that trains {directory.path}")
+    while (status := directory.status()) is Status.RUNNING:
+        time.sleep(POLL_S)
+    return status
+
+
+def _conclude(outcomes: Sequence[Outcome], *, as_json: bool) -> int:
+    """Print every arm's result and failure; the exit code of them all."""
+    codes = [outcome.exit_code for outcome in outcomes]
+    if as_json:
+        console.write_json({"runs": [outcome.record() for outcome in outcomes]})
+    elif len(outcomes) == 1:
+        _print_one(outcomes[0])
+    else:
+        _print_table(outcomes)
+    stopped = [code for code in codes if code in STOPPED]
+    if stopped:
+        return stopped[0]
+    if len(codes) > 1 and any(codes):
+        return ArmsFailedError.exit_code
+    return codes[0]
+
+
+def _print_one(outcome: Outcome) -> None:
+    result = outcome.directory.result()
+    failure = outcome.directory.failure()
+    if result is not None:
+        again = "" if outcome.trained else " (it was done already; nothing was trained)"
+        console.write(f"run              {outcome.directory.path}{again}")
+        console.write(f"validation loss  {result['loss']:.4f} nats per token")
+        console.write(f"unigram entropy  {result['unigram_entropy']:.4f} nats per token")
+        console.write(f"bits per byte    {result['bpb']:.4f}")
+    elif failure is not None and not outcome.trained:
+        for problem in failure["problems"]:
+            parts = (problem["setting"], problem["rule"], problem["remedy"])
+            console.note(f"failed: {'; '.join(filter(None, parts))}")
+        console.note(f"{outcome.directory.path} ended in this failure; --retry tries it again")
+
+
+def _print_table(outcomes: Sequence[Outcome]) -> None:
+    rows = []
+    for outcome in outcomes:
+        result = outcome.directory.result()
+        figures = (f"{result['loss']:.4f}", f"{result['bpb']:.4f}") if result else ("", "")
+        status = str(outcome.directory.status())
+        done = status if outcome.trained else f"{status} before"
+        seed = str(outcome.arm.config.seed)
+        rows.append((outcome.arm.name, seed, done, *figures, str(outcome.directory.path)))
+    console.write_table(
+        ("arm", "seed", "status", "validation loss", "bits per byte", "run directory"), rows
+    )
+
+
+def _print_dry_run(arms: Sequence[Arm], *, as_json: bool) -> None:
+    if as_json:
+        console.write_json({"runs": [arm.record() for arm in arms]})
+        return
+    for arm in arms:
+        console.write(f"{arm.record()['id']}: {describe(arm.config)}")
+    plural = "run" if len(arms) == 1 else "runs"
+    console.write(f"{len(arms)} {plural}; nothing was started")

@@ -108,10 +108,10 @@ class PreparedCache:
     def _sweep(self) -> None:
         """Remove what killed builders of other keys left; the lock of a dead one is free."""
         for temporary in self.root.glob(".*.tmp"):
-            with (self.root / f"{temporary.stem}.lock").open("w") as lock:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(temporary, ignore_errors=True)
+            lock_path = self.root / f"{temporary.stem}.lock"
+            with lock_path.open("w") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -45,8 +45,8 @@ PACKAGES = (
 MANUALS = ("numpy/", "scipy/", "sympy/", "networkx/")
 # Tests repeat themselves; the others are missing on some systems, or differ from build to build.
 SKIPPED_DIRECTORIES = frozenset(
-    "test tests testing site-packages dist-packages __pycache__ lib-dynload config idlelib lib2to3"
-    " tkinter turtledemo ensurepip _vendor vendored".split()
+    ("test", "tests", "testing", "site-packages", "dist-packages", "__pycache__", "_vendor")
+    + ("lib-dynload", "config", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip")
 )
 C_SUFFIXES = frozenset((".h", ".hpp", ".cuh", ".c", ".cc", ".cpp", ".cu", ".inl"))
 DOC_SUFFIXES = frozenset((".md", ".rst"))

@@ -278,7 +278,8 @@ def drawing_letters(rng: Random) -> Question:
     drawn = rng.randint(1, min(4, total))
     taken = rng.randint(0, min(drawn, count))
     ways = math.comb(count, taken) * math.comb(total - count, drawn - taken)
-    text = f"{drawn} letters are drawn without replacement from {{{bag}}}. Give the probability of exactly {taken} {letter}."
+    text = f"{drawn} letters are drawn without replacement from {{{bag}}}."
+    text += f" What is the probability of exactly {taken} {letter}?"
     return text, as_text(Fraction(ways, math.comb(total, drawn)))
 
 
@@ -287,7 +288,9 @@ def dice(rng: Random) -> Question:
     sides = rng.choice((4, 6, 8, 10, 12))
     total = rng.randint(2, 2 * sides)
     ways = sum(1 for first in range(1, sides + 1) if 1 <= total - first <= sides)
-    text = f"Two fair dice with {sides} sides are rolled. What is the probability that they sum to {total}?"
+    text = (
+        f"Two fair dice with {sides} sides are rolled. What is the probability of a sum of {total}?"
+    )
     return text, as_text(Fraction(ways, sides * sides))
 
 

@@ -1,6 +1,7 @@
 """`plan` and `doctor`: what they print, for people and for scripts, and what they exit with."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def test_directories_are_tried_without_being_made(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_module.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(doctor_module.os, "access", lambda path, mode: mode == os.F_OK)
     assert "cannot be written" in check_directory("x", tmp_path, "run_root=...").detail
 
 

@@ -1,6 +1,5 @@
-"""One attempt at a run: lock, data, build, resume, train, result."""
+"""One attempt at a run, from the lock to the result."""
 
-import os
 import sys
 import time
 from typing import Any
@@ -9,23 +8,20 @@ import torch
 
 from dsv3.config.root import RunConfig
 from dsv3.data.loader import TrainingLoader
-from dsv3.data.prepare import Prepared, prepare
+from dsv3.data.prepare import prepare
+from dsv3.data.prepared import Prepared
 from dsv3.data.validation import validation_samples
 from dsv3.engine.distributed import process_group
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.provenance import collect
 from dsv3.runs.rank import RankArguments
-from dsv3.runs.records import EventLog, MetricsLog
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
-from dsv3.train.console import console_for
 from dsv3.train.evaluation import Evaluation
-from dsv3.train.hooks import Files, Hooks
-from dsv3.train.loop import Trainer, run_to_end
-from dsv3.train.position import Position
+from dsv3.train.loop import Trainer, train_to_end
+from dsv3.train.reporter import Reporter
 from dsv3.train.signals import StopRequest
-from dsv3.train.tracking import mirror_for
 
 
 def train_attempt(run: RunDirectory, arguments: RankArguments, stop: StopRequest) -> None:
@@ -38,19 +34,68 @@ def train_attempt(run: RunDirectory, arguments: RankArguments, stop: StopRequest
     with RunLock(run.lock_path) as lock:
         if run.result() is not None:
             return
-        began = time.monotonic()
-        data = config.data
-        prepared = prepare(data, vocab_size=config.model.vocab_size, progress=lambda *_: None)
-        threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
-        torch.set_num_threads(threads)
+        began_s = time.monotonic()
+        prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=_silent)
         provenance = collect(
             config,
             argv=sys.argv,
             data_fingerprint=prepared.fingerprint,
-            threads_per_rank=threads,
+            threads_per_rank=torch.get_num_threads(),
         )
         attempt = run.begin_attempt(lock, config, provenance)
         device = choose_device(config)
         with process_group(device):
-            evaluation = _train(run, config, prepared, device, attempt, stop, arguments)
-        run.mark_done(_result(evaluation, prepared, config, time.monotonic() - began))
+            evaluation = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
+        run.mark_done(_result(evaluation, config, prepared, time.monotonic() - began_s))
+
+
+def _train(
+    run: RunDirectory,
+    config: RunConfig,
+    prepared: Prepared,
+    device: torch.device,
+    attempt: int,
+    quiet: bool,
+    stop: StopRequest,
+) -> Evaluation:
+    model = build_model(config, device)
+    engine = build_engine(model, config, device)
+    checkpoints = Checkpoints(run, config, attempt=attempt)
+    position = checkpoints.resume(engine)
+    reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
+    checkpoints.reporter = reporter
+    reporter.event("started", attempt=attempt, step=position.step)
+    length = config.schedule.sequence_length
+    try:
+        return train_to_end(
+            Trainer(
+                config=config,
+                device=device,
+                model=model,
+                engine=engine,
+                loader=TrainingLoader(prepared, config, device),
+                validation=validation_samples(prepared, length, config.evaluation.sequences),
+                checkpoints=checkpoints,
+                reporter=reporter,
+                stop=stop,
+                position=position,
+            )
+        )
+    finally:
+        reporter.close()
+        engine.close()
+
+
+def _result(
+    evaluation: Evaluation, config: RunConfig, prepared: Prepared, elapsed_s: float
+) -> dict[str, Any]:
+    return evaluation.record() | {
+        "steps": config.schedule.num_steps,
+        "tokens_trained": config.schedule.num_steps * config.schedule.tokens_per_step,
+        "unigram_entropy": prepared.unigram_entropy,
+        "last_attempt_s": elapsed_s,
+    }
+
+
+def _silent(_stage: str, _done: int, _total: int | None) -> None:
+    """The launching process has shown the preparation already."""

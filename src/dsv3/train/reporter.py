@@ -1,0 +1,74 @@
+"""Where the figures of a run go: its files first, then the mirror and the terminal."""
+
+from typing import Any
+
+from dsv3.config.root import RunConfig
+from dsv3.runs.directory import RunDirectory
+from dsv3.runs.records import EventLog, MetricsLog
+from dsv3.train.console import open_console
+from dsv3.train.tracking import open_mirror
+
+Record = dict[str, Any]
+
+
+class Reporter:
+    """Writes metrics.jsonl and events.jsonl; mirrors and presenters swallow their own failures.
+
+    Open it under the run's lock, once the step to go on from is known: lines beyond `done_steps`
+    are cut before anything new is written.
+    """
+
+    def __init__(
+        self, run: RunDirectory, config: RunConfig, *, done_steps: int, quiet: bool
+    ) -> None:
+        self._metrics = MetricsLog(run.metrics_path, last_step=done_steps)
+        self._events = EventLog(run.events_path)
+        self._presenter = open_console(
+            total_steps=config.schedule.num_steps, done_steps=done_steps, quiet=quiet
+        )
+        self._mirror = open_mirror(
+            config,
+            run_id=run.id,
+            directory=run.path,
+            first_step=done_steps + 1,
+            warn=self._warn,
+        )
+
+    def step(self, record: Record) -> None:
+        """Take the line of an optimizer step."""
+        self._metrics.append(record)
+        self._mirror.log(record["step"], record)
+        self._presenter.step(
+            record["step"], loss=record["loss"], tokens_per_second=record["tokens_per_second"]
+        )
+
+    def evaluation(self, record: Record) -> None:
+        """Take the line of an evaluation."""
+        self._metrics.append(record)
+        self._mirror.log(record["step"], record)
+        self.note(
+            f"step {record['step']}: validation loss {record['loss']:.4f} nats per token,"
+            f" {record['bpb']:.4f} bits per byte"
+        )
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Take an event; the lines before it are on the disk first."""
+        self._metrics.sync()
+        self._events.event(name, **fields)
+
+    def note(self, text: str) -> None:
+        """Show a line to whoever watches."""
+        self._presenter.note(text)
+
+    def close(self) -> None:
+        """Flush and let go; the mirror gets a little time to catch up."""
+        self._presenter.close()
+        report = self._mirror.close()
+        if not report.complete:
+            self.event("mirror_incomplete", lost=report.lost, failed=report.failed)
+        self._metrics.close()
+        self._events.close()
+
+    def _warn(self, text: str) -> None:
+        self._events.event("mirror_warning", text=text)
+        self._presenter.note(text)

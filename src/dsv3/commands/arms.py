@@ -45,10 +45,9 @@ def arms_of(
 
 def _names(composed: Sequence[Composed]) -> list[str]:
     """What differs between the arms, seeds left out: seeds are repeats of an arm, not arms."""
-    varying = set().union(*(each.overrides for each in composed)) - set.intersection(
-        *(set(each.overrides) for each in composed)
-    )
+    shared = set(composed[0].overrides).intersection(*(each.overrides for each in composed))
     return [
-        " ".join(o for o in each.overrides if o in varying and not o.startswith("seed=")) or "base"
+        " ".join(o for o in each.overrides if o not in shared and not o.startswith("seed="))
+        or "base"
         for each in composed
     ]

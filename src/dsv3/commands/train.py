@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3.commands import console
 from dsv3.commands.arms import Arm, arms_of
+from dsv3.config.root import RunConfig
 from dsv3.errors import ArmsFailedError, Dsv3Error, InterruptedError_, SavedForRequeueError
 from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
 from dsv3.plan.capacity import check_capacity
@@ -19,7 +20,7 @@ from dsv3.runs.lock import refuse_held
 from dsv3.runs.provenance import collect
 
 if TYPE_CHECKING:
-    from dsv3.data.prepare import Prepared
+    from dsv3.data.prepared import Prepared
 
 STOPPED = (SavedForRequeueError.exit_code, InterruptedError_.exit_code)
 POLL_S = 1.0
@@ -97,11 +98,19 @@ def _prepare_all(arms: Sequence[Arm], *, quiet: bool) -> "list[Prepared]":
             if key not in seen:
                 vocab_size = config.model.vocab_size
                 seen[key] = prepare(config.data, vocab_size=vocab_size, progress=progress)
-            seen[key].require_samples(
-                config.schedule.sequence_length, config.schedule.global_batch_size
-            )
+            _refuse_too_little(config, seen[key])
             result.append(seen[key])
     return result
+
+
+def _refuse_too_little(config: RunConfig, prepared: "Prepared") -> None:
+    """Raise DataError unless the text fills a batch and leaves something to evaluate on."""
+    from dsv3.data.samples import TrainingSamples, validation_samples
+
+    schedule = config.schedule
+    length, batch_size = schedule.sequence_length, schedule.global_batch_size
+    TrainingSamples(prepared, length, config.seed, batch_size=batch_size)
+    validation_samples(prepared, length, config.evaluation.sequences)
 
 
 def _directory(arm: Arm, data: "Prepared") -> RunDirectory:
@@ -111,9 +120,7 @@ def _directory(arm: Arm, data: "Prepared") -> RunDirectory:
         data_fingerprint=data.fingerprint,
         threads_per_rank=threads_per_rank(arm.config),
     )
-    return RunDirectory.create_or_open(
-        arm.config, overrides=arm.overrides, provenance=provenance
-    )
+    return RunDirectory.create_or_open(arm.config, overrides=arm.overrides, provenance=provenance)
 
 
 def _train_arm(

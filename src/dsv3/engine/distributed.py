@@ -68,7 +68,9 @@ def _launched() -> bool:
     if missing:
         raise ConfigError(
             [
-                Problem(f"{name} is not set", "a launcher sets all of " + ", ".join(LAUNCHER_VARIABLES))
+                Problem(
+                    f"{name} is not set", "a launcher sets all of " + ", ".join(LAUNCHER_VARIABLES)
+                )
                 for name in missing
             ]
         )

@@ -143,7 +143,9 @@ class TrainingEngine:
         """Yield masters, moments and persistent buffers of this rank as views into live memory."""
         return self._state.fragments()
 
-    def expected_tensors(self, optimizer_step: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def expected_tensors(
+        self, optimizer_step: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Global shape and dtype of every tensor a checkpoint after that many updates holds."""
         return self._state.expected_tensors(optimizer_step)
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from dsv3.config.root import RunConfig
-from dsv3.data.loader import TrainingLoader
 from dsv3.data.prepare import prepare
 from dsv3.data.prepared import Prepared
-from dsv3.data.validation import validation_samples
+from dsv3.data.samples import TrainingSamples, unigram_loss, validation_samples
 from dsv3.engine.distributed import process_group
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
@@ -73,7 +72,7 @@ def _train(
                 device=device,
                 model=model,
                 engine=engine,
-                loader=TrainingLoader(prepared, config, device),
+                samples=TrainingSamples(prepared, length, config.seed),
                 validation=validation_samples(prepared, length, config.evaluation.sequences),
                 checkpoints=checkpoints,
                 reporter=reporter,
@@ -89,10 +88,13 @@ def _train(
 def _result(
     evaluation: Evaluation, config: RunConfig, prepared: Prepared, elapsed_s: float
 ) -> dict[str, Any]:
+    held_out = validation_samples(
+        prepared, config.schedule.sequence_length, config.evaluation.sequences
+    )
     return evaluation.record() | {
         "steps": config.schedule.num_steps,
         "tokens_trained": config.schedule.num_steps * config.schedule.tokens_per_step,
-        "unigram_entropy": prepared.unigram_entropy,
+        "unigram_entropy": unigram_loss(prepared, held_out),
         "last_attempt_s": elapsed_s,
     }
 

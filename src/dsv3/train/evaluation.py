@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from dsv3.data.loader import ValidationSample
+from dsv3.data.samples import ValidationSample
 from dsv3.model.transformer import Transformer
 
 

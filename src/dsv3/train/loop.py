@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dsv3.config.root import RunConfig
-from dsv3.data.loader import TrainingLoader
-from dsv3.data.validation import ValidationSample
+from dsv3.data.loader import read_batch
+from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.health import NonFiniteError
 from dsv3.model.transformer import Transformer
@@ -28,7 +29,7 @@ class Trainer:
     device: torch.device
     model: Transformer
     engine: TrainingEngine
-    loader: TrainingLoader
+    samples: TrainingSamples
     validation: list[ValidationSample]
     checkpoints: Checkpoints
     reporter: Reporter
@@ -67,7 +68,7 @@ def train_step(trainer: Trainer) -> Record:
     # The step that brings the run to t1 tokens uses every curve at t1: step 1 of a warm-up moves.
     after = trainer.position.after_step(schedule)
     lr = schedule.lr_at(after.tokens)
-    micro_batches = trainer.loader.micro_batches(trainer.position.samples)
+    micro_batches = _micro_batches(trainer)
     try:
         result = trainer.engine.train_step(micro_batches, lr=lr)
     except NonFiniteError as error:
@@ -97,6 +98,17 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
     line = {"kind": "eval", "step": trainer.position.step, "tokens": trainer.position.tokens}
     trainer.reporter.evaluation(line | evaluation.record())
     return evaluation
+
+
+def _micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor]]:
+    """Input ids and labels of the next global batch, cut into micro batches of this rank."""
+    size = trainer.config.schedule.micro_batch_size
+    first = trainer.position.samples
+    batches = []
+    for index in range(trainer.config.gradient_accumulation_steps):
+        ids_BS, labels_BS = read_batch(trainer.samples, first + index * size, size)
+        batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device)))
+    return batches
 
 
 def _stop_if_asked(trainer: Trainer) -> None:

@@ -59,11 +59,14 @@ def _train(
 ) -> Evaluation:
     model = build_model(config, device)
     engine = build_engine(model, config, device)
-    checkpoints = Checkpoints(run, config, attempt=attempt)
-    position = checkpoints.resume(engine)
+    checkpoints = Checkpoints(run, config, device=device)
+    position, skipped = checkpoints.resume(engine)
     reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
-    checkpoints.reporter = reporter
-    reporter.event("started", attempt=attempt, step=position.step)
+    reporter.event("started", attempt=attempt, step=position.step, skipped_checkpoints=skipped)
+    for text in skipped:
+        reporter.note(f"passed over a checkpoint: {text}")
+    if position.step > 0:
+        reporter.note(f"going on from {checkpoints.newest}")
     length = config.schedule.sequence_length
     try:
         return train_to_end(

@@ -56,7 +56,7 @@ def train_to_end(trainer: Trainer) -> Evaluation:
         if every_steps is not None and step % every_steps == 0 and not trainer.done:
             evaluate_now(trainer)
         if step % trainer.config.checkpoint.every_steps == 0 or trainer.done:
-            trainer.checkpoints.save(trainer.engine, trainer.position)
+            trainer.checkpoints.save(trainer.engine, trainer.position, trainer.reporter)
     _stop_if_asked(trainer)
     return evaluate_now(trainer)
 
@@ -116,7 +116,7 @@ def _stop_if_asked(trainer: Trainer) -> None:
         return
     step = trainer.position.step
     if step > 0:
-        trainer.checkpoints.save(trainer.engine, trainer.position)
+        trainer.checkpoints.save(trainer.engine, trainer.position, trainer.reporter)
     error = trainer.stop.as_error(step)
     trainer.reporter.event("stopped", step=step, exit_code=error.exit_code)
     raise error

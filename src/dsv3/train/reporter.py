@@ -52,9 +52,12 @@ class Reporter:
         )
 
     def event(self, name: str, **fields: Any) -> None:
-        """Take an event; the lines before it are on the disk first."""
-        self._metrics.sync()
+        """Take an event."""
         self._events.event(name, **fields)
+
+    def sync(self) -> None:
+        """Have all lines so far on the disk; before a checkpoint, which counts on them."""
+        self._metrics.sync()
 
     def note(self, text: str) -> None:
         """Show a line to whoever watches."""

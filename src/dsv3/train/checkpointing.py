@@ -1,0 +1,103 @@
+"""When a run saves and where it goes on: the engine's fragments meet the checkpoint store."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from dsv3.checkpoint.random_state import capture_random_state, restore_random_state
+from dsv3.checkpoint.reader import Checkpoint
+from dsv3.checkpoint.store import CheckpointStore, Identity, Search
+from dsv3.config.root import RunConfig
+from dsv3.engine.engine import TrainingEngine
+from dsv3.errors import CheckpointError, Problem
+from dsv3.runs.directory import RunDirectory
+from dsv3.runs.identity import identity
+from dsv3.runs.records import read_lines
+from dsv3.train.position import Position
+
+if TYPE_CHECKING:
+    from dsv3.train.reporter import Reporter
+
+
+class Checkpoints:
+    """The checkpoints of one run, for the rank that holds its lock."""
+
+    def __init__(self, run: RunDirectory, config: RunConfig, *, device: torch.device) -> None:
+        self._run = run
+        self._config = config
+        self._device = device
+        canonical = json.dumps(identity(config), sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        self._store = CheckpointStore(
+            run.checkpoints, Identity(run_id=run.id, config_sha256=digest)
+        )
+        self.newest: str | None = None
+        self._saved_step: int | None = None
+
+    def resume(self, engine: TrainingEngine) -> tuple[Position, list[str]]:
+        """Load the newest good checkpoint; where to go on, and what was passed over and why.
+
+        Raises CheckpointError if `checkpoint.resume` or the run's history does not allow what was
+        found: a run that has saved steps never starts afresh by accident.
+        """
+        self._store.clean()
+        search = self._store.find_newest()
+        skipped = [f"{path.name}: {reason}" for path, reason in search.skipped]
+        self._refuse(search)
+        if search.checkpoint is None:
+            return Position(), skipped
+        checkpoint = search.checkpoint
+        self._load(checkpoint, engine)
+        self.newest, self._saved_step = str(checkpoint.path), checkpoint.step
+        return Position.from_state(checkpoint.state["position"]), skipped
+
+    def save(self, engine: TrainingEngine, position: Position, reporter: "Reporter") -> None:
+        """Write a checkpoint, unless this position is saved already; keep the newest few."""
+        if self._saved_step == position.step:
+            return
+        reporter.sync()
+        path = self._store.save(
+            engine.fragments(),
+            step=position.step,
+            optimizer_step=engine.optimizer_step,
+            attempt=len(self._run.attempts()),
+            layout=self._config.parallelism.model_dump(mode="json"),
+            state={"position": position.state()},
+            rank_state={"random": capture_random_state(self._device)},
+        )
+        self.newest, self._saved_step = str(path), position.step
+        reporter.event("checkpoint", step=position.step, path=path.name)
+        self._store.retain(self._config.checkpoint.keep)
+
+    def _load(self, checkpoint: Checkpoint, engine: TrainingEngine) -> None:
+        optimizer_step = checkpoint.root.optimizer_step
+        self._store.require(checkpoint, engine.expected_tensors(optimizer_step))
+        rank_state = checkpoint.rank_state(0)
+        assert rank_state is not None, "a checkpoint has at least one part"
+        engine.prepare_load(optimizer_step)
+        self._store.load(checkpoint, engine.fragments())
+        engine.finish_load()
+        restore_random_state(rank_state["random"], self._device)
+
+    def _refuse(self, search: Search) -> None:
+        resume, found = self._config.checkpoint.resume, search.checkpoint is not None
+        afresh = "run.tag=<name> starts a run of its own"
+        skipped = tuple(Problem(str(path), reason) for path, reason in search.skipped)
+        if resume == "must" and not found:
+            nothing = f"{self._run.checkpoints} holds no checkpoint to go on from"
+            raise CheckpointError(
+                [Problem("checkpoint.resume=must", nothing, "checkpoint.resume=auto"), *skipped]
+            )
+        if resume == "never" and (found or self._has_saved()):
+            rule = f"{self._run.path} has steps already"
+            raise CheckpointError(Problem("checkpoint.resume=never", rule, afresh))
+        if not found and (skipped or self._has_saved()):
+            rule = "the run has saved steps, but none of its checkpoints is good"
+            raise CheckpointError(
+                [Problem(str(self._run.checkpoints), rule, f"restore one, or {afresh}"), *skipped]
+            )
+
+    def _has_saved(self) -> bool:
+        return any(line["event"] == "checkpoint" for line in read_lines(self._run.events_path))

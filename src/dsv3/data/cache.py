@@ -63,7 +63,7 @@ class PreparedCache:
             return directory
         try:
             self._make_root()
-            with self._locked(key, waiting):
+            with _locked(self.root / f".{key}.lock", waiting):
                 if not directory.is_dir():
                     self._sweep()
                     self._publish(directory, build)
@@ -95,23 +95,40 @@ class PreparedCache:
             shutil.rmtree(temporary, ignore_errors=True)
         _sync_directory(self.root)
 
-    @contextlib.contextmanager
-    def _locked(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
-        with (self.root / f".{key}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _sweep(self) -> None:
         """Remove what killed builders of other keys left; the lock of a dead one is free."""
         for temporary in self.root.glob(".*.tmp"):
-            lock_path = self.root / f"{temporary.stem}.lock"
-            with lock_path.open("w") as lock, contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = self.root / f"{temporary.stem}.lock"
+            with contextlib.suppress(BlockingIOError), _locked(lock, waiting=None):
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
+    """Hold a lock file that is gone afterwards; without `waiting`, BlockingIOError if it is held."""
+    while True:
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    raise
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_at(lock.fileno(), path):
+                continue  # its last holder removed it; a newer one may be there
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_directory(directory: Path) -> None:

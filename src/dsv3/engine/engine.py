@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,7 +17,6 @@ from dsv3.engine.groups import parameter_groups, wrap
 from dsv3.engine.health import (
     NonFiniteError,
     first_non_finite_module,
-    is_finite,
     non_finite_names,
 )
 from dsv3.engine.settings import deepspeed_settings
@@ -51,6 +51,7 @@ class TrainingEngine:
         self.module = model
         self._device = torch.device(device)
         optimizer = config.optimizer
+        self._largest_norm = optimizer.gradient_clipping
         wrapped = wrap(
             model,
             expert_parallel_size=config.parallelism.expert_parallel_size,
@@ -86,13 +87,14 @@ class TrainingEngine:
         try:
             loss = self._accumulate(micro_batches)
             grad_norm = self._zero.gradient_norm()
-            if not is_finite(grad_norm):
+            if not math.isfinite(grad_norm):
                 named = ((self._state.name(p), g) for p, g in self._zero.gradients())
                 raise NonFiniteError("gradient norm", grad_norm, non_finite_names(named))
         except BaseException:
             # Also on an interrupt: the next step must not start from half a gradient.
             self._zero.discard_gradients()
             raise
+        self._zero.clip_gradients(grad_norm, self._largest_norm)
         self._engine.step()
         return StepResult(loss, grad_norm)
 
@@ -110,7 +112,7 @@ class TrainingEngine:
 
     def _require_finite_loss(self, loss: torch.Tensor, micro_batch: MicroBatch) -> None:
         mean = self._mean_over_ranks(loss)  # not finite if any rank's is not: all raise together
-        if not torch.isfinite(torch.tensor(mean)):
+        if not math.isfinite(mean):
             raise NonFiniteError("loss", mean, first_non_finite_module(self.module, micro_batch))
 
     def _mean_over_ranks(self, value: torch.Tensor) -> float:

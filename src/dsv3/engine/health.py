@@ -1,6 +1,5 @@
 """Non-finite losses and gradients: the error, and where they come from."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -72,11 +71,6 @@ def first_non_finite_module(module: nn.Module, inputs: Sequence[torch.Tensor]) -
         for handle in handles:
             handle.remove()
     return found
-
-
-def is_finite(value: float) -> bool:
-    """Whether a loss or norm may be trained on; ZeRO reports bad norms as -1 as well."""
-    return math.isfinite(value) and value >= 0
 
 
 def _is_bad(output: object) -> bool:

@@ -19,7 +19,6 @@ with (
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
     from deepspeed.moe.layer import MoE
-    from deepspeed.runtime.utils import get_global_norm_of_tensors, get_norm_with_moe_layers
     from deepspeed.utils import groups
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -29,7 +28,5 @@ __all__ = [
     "comm",
     "deepspeed",
     "get_accelerator",
-    "get_global_norm_of_tensors",
-    "get_norm_with_moe_layers",
     "groups",
 ]

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -62,23 +63,30 @@ def check_run_root(run_root: str) -> None:
 
     Only the last part of the path may be missing: a mistyped mount point is not created.
     """
-    root = Path(run_root).expanduser()
     setting = f"run_root={run_root}"
     try:
-        if root.exists() and not root.is_dir():
-            raise storage_error(setting, ValueError("it is a file"), "choose another run_root=")
-        if not root.exists() and not root.absolute().parent.is_dir():
-            parent = root.absolute().parent
-            raise storage_error(
-                setting,
-                ValueError(f"its parent {parent} is not a directory"),
-                f"mkdir -p '{parent}', or choose another run_root=",
-            )
-        probe_writable(root if root.exists() else root.absolute().parent)
+        probe_writable(_nearest_directory(setting, Path(run_root).expanduser().absolute()))
     except (OSError, ValueError) as error:
         raise storage_error(
             setting, error, "make it writable with some free space, or choose another run_root="
         ) from error
+
+
+def _nearest_directory(setting: str, root: Path) -> Path:
+    """`root` if it is there, else its parent, which has to be."""
+    try:
+        mode = root.stat().st_mode
+    except FileNotFoundError:
+        if root.parent.is_dir():
+            return root.parent
+        missing = ValueError(f"its parent {root.parent} is not a directory")
+        remedy = f"mkdir -p '{root.parent}', or choose another run_root="
+        raise storage_error(setting, missing, remedy) from None
+    if not stat.S_ISDIR(mode):
+        raise storage_error(
+            setting, ValueError("it is not a directory"), "choose another run_root="
+        )
+    return root
 
 
 class RunDirectory:

@@ -1,0 +1,133 @@
+"""Every key of the schema is on one side of the identity, and the hash agrees."""
+
+import re
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from dsv3.config.root import RunConfig
+from dsv3.config.section import Section
+from dsv3.runs.identity import HASH_DIGITS, identity, identity_hash, run_id
+
+# A new key of the schema has to be put on one of these two lists: does it change what is computed?
+INSIDE = """
+seed run.tag
+model.name model.vocab_size model.hidden_size model.num_hidden_layers model.first_k_dense_replace
+model.intermediate_size model.moe_intermediate_size model.n_routed_experts model.n_shared_experts
+model.num_experts_per_tok model.n_group model.topk_group model.scoring_func model.norm_topk_prob
+model.routed_scaling_factor model.num_attention_heads model.q_lora_rank model.kv_lora_rank
+model.qk_nope_head_dim model.qk_rope_head_dim model.v_head_dim model.max_position_embeddings
+model.rope_theta model.rope_scaling model.rms_norm_eps model.initializer_range
+precision.recipe
+schedule.total_tokens schedule.reference_tokens schedule.sequence_length schedule.global_batch_size
+schedule.lr schedule.lr_curve.start schedule.lr_curve.phases
+schedule.bias_update_speed_curve.start schedule.bias_update_speed_curve.phases
+balance.strategy balance.bias_update_speed
+mtp.num_nextn_predict_layers
+data.source data.path data.tokenizer data.tokenizer_vocab_size data.max_bytes
+data.validation_fraction
+optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.gradient_clipping
+""".split()
+
+OUTSIDE = """
+run_root
+parallelism.pipeline_parallel_size parallelism.expert_parallel_size
+parallelism.expert_data_parallel_size parallelism.zero_stage
+schedule.micro_batch_size
+data.cache_dir
+evaluation.every_steps evaluation.sequences
+checkpoint.every_steps checkpoint.keep checkpoint.resume
+tracking.backend tracking.project tracking.every_steps
+launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile
+""".split()
+
+
+def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            found += keys(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def changed(config: BaseModel, key: str) -> Any:
+    """`config` with another value at `key`, valid or not: only the hash is asked."""
+    name, _, rest = key.partition(".")
+    old = getattr(config, name)
+    if rest:
+        new = changed(old, rest)
+    elif isinstance(old, bool):
+        new = not old
+    elif isinstance(old, int | float):
+        new = old + 1
+    elif isinstance(old, tuple):
+        new = (*old, "more")
+    else:
+        new = f"{old} changed"
+    return config.model_copy(update={name: new})
+
+
+def test_every_key_of_the_schema_is_classified_once() -> None:
+    assert sorted(keys(RunConfig)) == sorted(INSIDE + OUTSIDE)
+    assert len(INSIDE) > 40
+
+
+@pytest.mark.parametrize("key", INSIDE)
+def test_a_key_inside_changes_the_id(shipped_config: RunConfig, key: str) -> None:
+    with warnings.catch_warnings(action="ignore"):  # pydantic: a value its type would refuse
+        assert identity_hash(changed(shipped_config, key)) != identity_hash(shipped_config)
+
+
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_a_key_outside_leaves_the_id_alone(shipped_config: RunConfig, key: str) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        other = changed(shipped_config, key)
+        assert other != shipped_config
+        assert run_id(other) == run_id(shipped_config)
+
+
+def test_the_id_is_the_same_in_every_process(shipped_config: RunConfig) -> None:
+    code = (
+        "import sys; from dsv3.config.root import RunConfig; from dsv3.runs.identity import run_id\n"
+        "print(run_id(RunConfig.model_validate_json(sys.stdin.read())))"
+    )
+    for hash_seed in ("1", "2"):
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            input=shipped_config.model_dump_json(),
+            text=True,
+            capture_output=True,
+            check=True,
+            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(sys.path)},
+        ).stdout.strip()
+        assert printed == run_id(shipped_config)
+
+
+def test_the_id_reads_well_and_ends_in_the_hash(shipped_config: RunConfig) -> None:
+    assert re.fullmatch(rf"moe_nano-aux_free-s1-[0-9a-f]{{{HASH_DIGITS}}}", run_id(shipped_config))
+
+
+def test_names_of_users_cannot_leave_the_directory(shipped_config: RunConfig) -> None:
+    model = shipped_config.model.model_copy(update={"name": "../../etc/$(touch x)\n" + "y" * 300})
+    run = shipped_config.run.model_copy(update={"tag": "a b/c"})
+    identifier = run_id(shipped_config.model_copy(update={"model": model, "run": run}))
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", identifier)
+    assert "-a-b-c-" in identifier
+    assert len(identifier) < 128
+
+
+def test_a_name_without_letters_still_gives_an_id(shipped_config: RunConfig) -> None:
+    model = shipped_config.model.model_copy(update={"name": "..."})
+    assert run_id(shipped_config.model_copy(update={"model": model})).startswith("aux_free-s1-")
+
+
+def test_identity_holds_no_path_of_this_machine(shipped_config: RunConfig) -> None:
+    assert "run_root" not in identity(shipped_config)
+    assert "cache_dir" not in identity(shipped_config)["data"]

@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString, Transformer
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
@@ -128,7 +128,7 @@ def _read(word: Word, options: Catalogue, parser: OverridesParser) -> Override |
         parsed = parser.parse_overrides([f"{word.key}={word.value}"])[0]
         if is_text and isinstance(parsed.value(), bool | int | float):
             return Override(word, (_quoted(word.value),), is_sweep=False)
-        return Override(word, _values(parsed), parsed.is_sweep_override())
+        return Override(word, _values(parsed, is_text=is_text), parsed.is_sweep_override())
     except (HydraException, ValueError, ArithmeticError) as error:
         if is_text and word.value[:1] not in ("'", '"'):
             return Override(word, (_quoted(home_expanded(word.value)),), is_sweep=False)
@@ -142,15 +142,21 @@ def _reason(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if "while evaluating" in line), "")
 
 
-def _values(parsed: HydraOverride) -> tuple[str, ...]:
+def _values(parsed: HydraOverride, *, is_text: bool) -> tuple[str, ...]:
+    """The value, or the values of a sweep, in the spelling in which they are recorded."""
+
+    def spelled(value: Any) -> str:
+        if isinstance(value, bool | int | float):
+            plain = str(value).lower() if isinstance(value, bool) else str(value)
+            return _quoted(plain) if is_text else plain
+        return str(Transformer.str(value))
+
     if not parsed.is_sweep_override():
         value = parsed.value()
-        return (
-            str(value).lower() if isinstance(value, bool) else parsed.get_value_element_as_str(),
-        )
+        return (spelled(value) if isinstance(value, bool) else parsed.get_value_element_as_str(),)
     if not parsed.is_discrete_sweep():
         raise ValueError("interval() is for a search; give values, range() or choice()")
-    values = tuple(islice(parsed.sweep_string_iterator(), MAX_ARMS + 1))
+    values = tuple(islice(map(spelled, parsed.sweep_iterator()), MAX_ARMS + 1))
     if len(values) > MAX_ARMS:
         raise ValueError(f"more than {MAX_ARMS} values")
     return values
@@ -310,10 +316,13 @@ class OwnFirst(SearchPathPlugin):
 def _hydra(config_dir: Path | None) -> Iterator[None]:
     """Hydra initialised for one composition, whatever state it was in before."""
     token = _OWN.set(config_dir)
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         Plugins.instance().register(OwnOptions)
         Plugins.instance().register(OwnFirst)
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             yield
     finally:
+        GlobalHydra.instance().hydra = before
         _OWN.reset(token)

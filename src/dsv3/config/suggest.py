@@ -1,27 +1,30 @@
-"""Did-you-mean: the name a person probably meant."""
+"""Did-you-mean: the names a person probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 CUTOFF = 0.6
+CUTOFF_OF_A_PART = 0.8
+"""Stricter: a last part alone, like `lr`, is short and resembles much."""
 
 
-def closest(word: str, names: Iterable[str]) -> str | None:
-    """Name nearest to `word`, or None when nothing is near.
+def closest(word: str, names: Iterable[str]) -> list[str]:
+    """Names nearest to `word`: one, or a few that are as near, or none.
 
-    A dotted key is also found by its last part: `lr` means `schedule.lr`, the only key ending so.
+    A dotted key is also found by its last part: `lr` means `schedule.lr`, `every_steps` may mean
+    that of `checkpoint` or of `evaluation`.
     """
     names = list(names)
     near = get_close_matches(word, names, n=1, cutoff=CUTOFF)
     if near and near[0].count(".") == word.count("."):
-        return near[0]
-    return _by_last_part(word, names) or (near[0] if near else None)
+        return near
+    return _by_last_part(word, names) or near
 
 
 def did_you_mean(word: str, names: Iterable[str], *, suffix: str = "") -> str:
     """Remedy in words; empty when nothing is near."""
-    name = closest(word, names)
-    return f"did you mean {name}{suffix}?" if name is not None else ""
+    meant = " or ".join(f"{name}{suffix}" for name in closest(word, names))
+    return f"did you mean {meant}?" if meant else ""
 
 
 def listed(names: Iterable[object]) -> str:
@@ -29,17 +32,7 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in names)
 
 
-def _by_last_part(word: str, names: list[str]) -> str | None:
-    last = word.rpartition(".")[2]
-    for wanted in (
-        last,
-        *get_close_matches(last, [_last(name) for name in names], n=1, cutoff=0.8),
-    ):
-        ending = [name for name in names if _last(name) == wanted]
-        if len(ending) == 1:
-            return ending[0]
-    return None
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _by_last_part(word: str, names: list[str]) -> list[str]:
+    parts = [name.rpartition(".")[2] for name in names]
+    near = get_close_matches(word.rpartition(".")[2], parts, n=1, cutoff=CUTOFF_OF_A_PART)
+    return [name for name, part in zip(names, parts, strict=True) if part in near][:3]

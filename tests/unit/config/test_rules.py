@@ -1,0 +1,238 @@
+"""Each rule between keys: the message when it is broken, and silence when it is kept."""
+
+from typing import Any
+
+import pytest
+
+from dsv3.config import rules
+from dsv3.config.compose import compose
+from dsv3.config.root import RunConfig
+
+
+@pytest.fixture(scope="module")
+def valid() -> dict[str, Any]:
+    return compose().config.model_dump(mode="json")
+
+
+def changed(data: Any, settings: dict[str, Any]) -> RunConfig:
+    """The configuration with some keys set; no rule is asked."""
+    for path, value in settings.items():
+        data = _with(data, path.split("."), value)
+    return RunConfig.model_validate(data)
+
+
+def _with(data: Any, path: list[str], value: Any) -> Any:
+    if not path:
+        return value
+    return {**data, path[0]: _with(data[path[0]], path[1:], value)}
+
+
+YARN = {
+    "factor": 4,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1,
+    "mscale_all_dim": 1,
+}
+CONSTANT = {"until": 500, "shape": "constant", "value": 1}
+EXPERTS = {
+    "model.n_routed_experts": 32,
+    "model.n_group": 4,
+    "model.topk_group": 2,
+    "model.num_experts_per_tok": 4,
+}
+RANKS = {
+    "parallelism.expert_parallel_size": 2,
+    "parallelism.expert_data_parallel_size": 2,
+    "schedule.micro_batch_size": 8,
+    "schedule.global_batch_size": 32,
+}
+JSONL = {"data.source": "jsonl", "data.path": "x.jsonl"}
+
+# rule -> (a base that keeps it, what breaks it, the message)
+CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
+    (
+        rules.experts_divide_into_groups,
+        EXPERTS,
+        {"model.n_group": 3},
+        "model.n_group=3: must divide model.n_routed_experts=32; use one of 1, 2, 4, 8, 16, 32",
+    ),
+    (
+        rules.chosen_groups_exist,
+        EXPERTS,
+        {"model.topk_group": 5},
+        "model.topk_group=5: must not exceed model.n_group=4; use 1 to 4",
+    ),
+    (
+        rules.groups_hold_two_experts,
+        {"model.n_routed_experts": 32, "model.n_group": 16},
+        {"model.n_group": 32},
+        "model.n_group=32: leaves less than 2 of model.n_routed_experts=32 in a group, but a group"
+        " is rated by its two best experts; use at most 16",
+    ),
+    (
+        rules.chosen_groups_hold_top_k,
+        EXPERTS | {"model.num_experts_per_tok": 16},
+        {"model.num_experts_per_tok": 17},
+        "model.num_experts_per_tok=17: must not exceed the 16 experts in model.topk_group=2 of"
+        " model.n_group=4 groups (model.n_routed_experts=32); use at most 16, or raise"
+        " model.topk_group",
+    ),
+    (
+        rules.dense_layers_exist,
+        {"model.num_hidden_layers": 4, "model.first_k_dense_replace": 4},
+        {"model.first_k_dense_replace": 5},
+        "model.first_k_dense_replace=5: must not exceed model.num_hidden_layers=4; use 0 to 4",
+    ),
+    (
+        rules.rotary_width_is_even,
+        {"model.qk_rope_head_dim": 8},
+        {"model.qk_rope_head_dim": 7},
+        "model.qk_rope_head_dim=7: must be even, because rotary positions turn pairs of channels;"
+        " use 6 or 8",
+    ),
+    (
+        rules.yarn_reaches_the_context,
+        {"model.rope_scaling": YARN, "model.max_position_embeddings": 16384},
+        {"model.max_position_embeddings": 32768},
+        "model.max_position_embeddings=32768: must not exceed model.rope_scaling.factor=4 x"
+        " original_max_position_embeddings=4096; use a factor of at least 8",
+    ),
+    (
+        rules.yarn_reaches_the_context,
+        {"model.rope_scaling": YARN},
+        {"model.rope_scaling.beta_fast": 1},
+        "model.rope_scaling.beta_fast=1: must be greater than model.rope_scaling.beta_slow=1;"
+        " the report uses 32 and 1",
+    ),
+    (
+        rules.experts_divide_over_ranks,
+        EXPERTS | RANKS,
+        {"parallelism.expert_parallel_size": 6},
+        "parallelism.expert_parallel_size=6: must divide model.n_routed_experts=32; use one of"
+        " 1, 2, 4, 8, 16, 32",
+    ),
+    (
+        rules.batch_divides_over_ranks,
+        RANKS,
+        {"schedule.global_batch_size": 24},
+        "schedule.global_batch_size=24: must be a multiple of schedule.micro_batch_size=8 x 4"
+        " data-parallel ranks; use a multiple of 32, or schedule.micro_batch_size out of"
+        " 1, 2, 3, 6",
+    ),
+    (
+        rules.batch_divides_over_ranks,
+        RANKS,
+        {"schedule.global_batch_size": 30},
+        "schedule.global_batch_size=30: must be a multiple of schedule.micro_batch_size=8 x 4"
+        " data-parallel ranks; use a multiple of 32",
+    ),
+    (
+        rules.stages_have_layers,
+        {"model.num_hidden_layers": 4, "parallelism.pipeline_parallel_size": 4},
+        {"parallelism.pipeline_parallel_size": 5},
+        "parallelism.pipeline_parallel_size=5: must not exceed model.num_hidden_layers=4;"
+        " use 1 to 4",
+    ),
+    (
+        rules.sequence_fits_the_positions,
+        {"schedule.sequence_length": 512, "model.max_position_embeddings": 512},
+        {"schedule.sequence_length": 513},
+        "schedule.sequence_length=513: must not exceed model.max_position_embeddings=512;"
+        " use at most 512, or raise model.max_position_embeddings",
+    ),
+    (
+        rules.curves_end_with_the_axis,
+        {
+            "schedule.reference_tokens": 500,
+            "schedule.lr_curve": {"start": 1, "phases": [CONSTANT]},
+            "schedule.bias_update_speed_curve": {"start": 1, "phases": []},
+        },
+        {"schedule.reference_tokens": 1000},
+        "schedule.lr_curve.phases.0.until=500: must be schedule.reference_tokens=1000, the end of"
+        " the curve's axis; use 1000; schedule.total_tokens stretches the axis",
+    ),
+    (
+        rules.curves_end_with_the_axis,
+        {
+            "schedule.reference_tokens": 500,
+            "schedule.lr_curve": {"start": 1, "phases": [CONSTANT]},
+            "schedule.bias_update_speed_curve": {"start": 1, "phases": []},
+        },
+        {
+            "schedule.bias_update_speed_curve": {
+                "start": 1,
+                "phases": [CONSTANT, CONSTANT | {"until": 600}],
+            }
+        },
+        "schedule.bias_update_speed_curve.phases.1.until=600: must be"
+        " schedule.reference_tokens=500, the end of the curve's axis; use 500;"
+        " schedule.total_tokens stretches the axis",
+    ),
+    (
+        rules.vocabulary_fits_the_embedding,
+        {"data.tokenizer": None, "data.tokenizer_vocab_size": 300, "model.vocab_size": 300},
+        {"data.tokenizer_vocab_size": 301},
+        "data.tokenizer_vocab_size=301: must not exceed model.vocab_size=300; use at most 300,"
+        " or leave it out: it follows model.vocab_size",
+    ),
+    (
+        rules.source_has_its_path,
+        JSONL,
+        {"data.path": None},
+        "data.path=null: data.source=jsonl needs a path; add data.path=FILE_OR_DIRECTORY",
+    ),
+    (
+        rules.source_has_its_path,
+        JSONL,
+        {"data.source": "installed_text"},
+        "data.path=x.jsonl: data.source=installed_text finds its text by itself; add data=jsonl"
+        " to train on the path, or leave the path out",
+    ),
+    (
+        rules.bias_has_experts_to_balance,
+        {"balance.strategy": "none", "balance.bias_update_speed": 0},
+        {"balance.bias_update_speed": 0.25},
+        "balance.bias_update_speed=0.25: balance.strategy=none has no expert bias to update;"
+        " choose balance=aux_free, or leave the speed out",
+    ),
+    (
+        rules.bias_has_experts_to_balance,
+        {
+            "balance.strategy": "aux_free",
+            "model.num_hidden_layers": 4,
+            "model.first_k_dense_replace": 3,
+        },
+        {"model.first_k_dense_replace": 4},
+        "balance.strategy=aux_free: a model without MoE blocks (model.first_k_dense_replace=4)"
+        " has nothing to balance; choose balance=none, or lower model.first_k_dense_replace",
+    ),
+]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case[0] for case in CASES} == set(rules.RULES)
+    assert len(rules.RULES) == len(set(rules.RULES))
+
+
+@pytest.mark.parametrize(("rule", "base", "breaking", "message"), CASES)
+def test_rule(rule: Any, base: Any, breaking: Any, message: str, valid: dict[str, Any]) -> None:
+    assert list(rule(changed(valid, base))) == []
+    broken = changed(valid, base | breaking)
+    assert [str(problem) for problem in rule(broken)] == [message]
+    assert message in [str(problem) for problem in rules.broken(broken)]
+
+
+def test_the_default_configuration_keeps_every_rule(valid: dict[str, Any]) -> None:
+    assert rules.broken(RunConfig.model_validate(valid)) == []
+
+
+def test_a_given_tokenizer_is_not_measured_by_the_size_of_one_to_train(valid: Any) -> None:
+    own = {"data.tokenizer": "t.json", "data.tokenizer_vocab_size": 301, "model.vocab_size": 300}
+    assert list(rules.vocabulary_fits_the_embedding(changed(valid, own))) == []
+
+
+def test_softmax_scores_may_be_balanced_by_the_bias(valid: Any) -> None:
+    softmax = {"model.scoring_func": "softmax", "balance.strategy": "aux_free"}
+    assert rules.broken(changed(valid, softmax)) == []

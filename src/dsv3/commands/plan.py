@@ -98,13 +98,13 @@ def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
         _print_json({"runs": records})
         return
     title = f"The plan of {len(records)} runs"
-    table = Table(title=title, show_footer=True, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, show_footer=True, box=SIMPLE, padding=(0, 1, 0, 0))
     footers = {
         "tokens": count(sum(record["tokens"] for record in records)),
         "FLOPs": _bare(flops(sum(record["total_flops"] for record in records))),
     }
     table.add_column("run", overflow="fold", footer="all runs", min_width=14)
-    columns = ("total", "active", "FLOPs per token", "tokens", "FLOPs", "ranks", "state per rank")
+    columns = ("total", "active", "FLOPs\nper token", "tokens", "FLOPs", "ranks", "state\nper rank")
     for name in columns:
         table.add_column(name, justify="right", footer=footers.get(name, ""))
     shared = set.intersection(*(set(record["overrides"]) for record in records))

@@ -128,9 +128,9 @@ def test_the_command_line_wins_over_the_model_in_any_order(swap: bool) -> None:
     def composed(*overrides: str) -> RunConfig:
         return run(*(reversed(overrides) if swap else overrides))
 
-    config = composed("model=moe_16b", "schedule=moe_tiny")
+    config = composed("model=moe_16b", "schedule=moe_tiny", "parallelism=single")
     assert config.schedule == run("model=moe_tiny").schedule
-    assert config.model.name == "moe_16b"
+    assert (config.model.name, layout_of(config)) == ("moe_16b", (1, 1, 1))
     assert composed("model=moe_16b", "schedule.lr=1e-5").schedule.lr == 1e-5
     assert layout_of(composed("model=moe_671b", "parallelism=single")) == (1, 1, 1)
     assert composed("model=moe_1b", "precision=fp32").precision.recipe == "fp32"
@@ -152,7 +152,8 @@ def test_layouts_are_what_they_are_called(name: str) -> None:
     parts = {"pp": 1, "ep": 1, "dp": 1}
     for part in name.split("_") if name != "single" else ():
         parts[part[:2]] = int(part[2:])
-    config = run(f"parallelism={name}")
+    batch = ("schedule.global_batch_size=4096", "schedule.micro_batch_size=1")
+    config = run("model=moe_16b", *batch, f"parallelism={name}")
     assert layout_of(config) == (parts["pp"], parts["ep"], parts["dp"])
     assert config.parallelism.world_size == parts["pp"] * parts["ep"] * parts["dp"]
 

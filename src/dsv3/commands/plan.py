@@ -97,26 +97,20 @@ def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
     if as_json:
         _print_json({"runs": records})
         return
-    table = Table(title=f"The plan of {len(records)} runs", show_footer=True, box=SIMPLE)
+    title = f"The plan of {len(records)} runs"
+    table = Table(title=title, show_footer=True, box=SIMPLE, padding=(0, 1, 0, 0))
     footers = {
         "tokens": count(sum(record["tokens"] for record in records)),
-        "FLOPs": flops(sum(record["total_flops"] for record in records)),
+        "FLOPs": _bare(flops(sum(record["total_flops"] for record in records))),
     }
-    table.add_column("run", overflow="fold", footer="all runs")
-    for name in (
-        "total",
-        "active",
-        "FLOPs per token",
-        "tokens",
-        "FLOPs",
-        "ranks",
-        "state per rank",
-    ):
+    table.add_column("run", overflow="fold", footer="all runs", min_width=14)
+    columns = ("total", "active", "FLOPs\nper token", "tokens", "FLOPs", "ranks", "state\nper rank")
+    for name in columns:
         table.add_column(name, justify="right", footer=footers.get(name, ""))
     shared = set.intersection(*(set(record["overrides"]) for record in records))
     for record in records:
         differs = [override for override in record["overrides"] if override not in shared]
-        table.add_row(" ".join(differs or record["overrides"]), *_cells(record))
+        table.add_row("\n".join(differs or record["overrides"]), *_cells(record))
     Console().print(table)
 
 
@@ -124,12 +118,17 @@ def _cells(record: dict[str, Any]) -> tuple[str, ...]:
     return (
         count(record["parameters"]["total"]),
         count(record["parameters"]["active"]),
-        flops(record["flops_per_token"]),
+        _bare(flops(record["flops_per_token"])),
         count(record["tokens"]),
-        flops(record["total_flops"]),
+        _bare(flops(record["total_flops"])),
         f"{record['world_size']:,}",
         size(record["memory"]["state_bytes_per_rank"]),
     )
+
+
+def _bare(quantity: str) -> str:
+    """Without the unit that the head of the column names."""
+    return quantity.removesuffix("FLOP").replace(" ", "")
 
 
 def _record(composed: Composed) -> dict[str, Any]:

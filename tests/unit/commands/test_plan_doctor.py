@@ -72,7 +72,7 @@ def test_plan_of_a_sweep_shows_what_differs(
     monkeypatch.setenv("COLUMNS", "200")
     plan(["seed=3"], multirun=True, config_dir=None, as_json=False)
     out = capsys.readouterr().out
-    assert "model=moe_nano" in out and "15.71B" in out and "16.41 GFLOP" in out
+    assert "model=moe_nano" in out and "15.71B" in out and "16.41G" in out
     assert "seed=3" not in out
 
 

@@ -48,11 +48,8 @@ def test_the_refusal_says_what_the_run_is_what_is_there_and_how_to_go_on() -> No
 
 
 def test_small_models_run_on_a_cpu() -> None:
-    for overrides in (
-        ["model=moe_nano"],
-        ["model=moe_tiny"],
-        ["model=moe_tiny", "parallelism=ep2"],
-    ):
+    two_ranks = ["parallelism=ep2", "schedule.micro_batch_size=4"]
+    for overrides in (["model=moe_nano"], ["model=moe_tiny"], ["model=moe_tiny", *two_ranks]):
         check_capacity(compose(overrides).config, machine(memory_gib=4))
 
 

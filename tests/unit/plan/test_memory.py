@@ -24,7 +24,9 @@ ROUTER = 128 * 16
 
 
 def nano(*overrides: str) -> RunConfig:
-    return compose(["model=moe_nano", *overrides]).config
+    # A batch that every layout here divides.
+    batch = ("schedule.global_batch_size=64", "schedule.micro_batch_size=1")
+    return compose(["model=moe_nano", *batch, *overrides]).config
 
 
 def layout(pipeline: int, expert: int, replicas: int) -> list[str]:

@@ -66,7 +66,7 @@ def train(
         _print_dry_run(arms, as_json=as_json)
         return 0
     _refuse_impossible(arms)
-    prepared = _prepare_all(arms, quiet=as_json)
+    prepared = _prepare_all(arms)
     directories = [_directory(arm, data) for arm, data in zip(arms, prepared, strict=True)]
     outcomes: list[Outcome] = []
     for arm, directory in zip(arms, directories, strict=True):
@@ -84,14 +84,14 @@ def _refuse_impossible(arms: Sequence[Arm]) -> None:
         check_run_root(arm.config.run_root)
 
 
-def _prepare_all(arms: Sequence[Arm], *, quiet: bool) -> "list[Prepared]":
+def _prepare_all(arms: Sequence[Arm]) -> "list[Prepared]":
     """Prepare the text of every arm; arms that ask for the same text share it."""
-    from dsv3.commands.progress import progress_display
+    from dsv3.commands.progress import preparation_progress
     from dsv3.data.prepare import prepare
 
     seen: dict[str, Prepared] = {}
     result = []
-    with progress_display(quiet=quiet) as progress:
+    with preparation_progress() as progress:
         for arm in arms:
             config = arm.config
             key = f"{config.data.model_dump_json()} {config.model.vocab_size}"

@@ -36,7 +36,7 @@ class Evaluation:
 
     loss: float
     bpb: float
-    tokens: int
+    evaluated_tokens: int
     domains: dict[str, dict[str, float]]
 
     def record(self) -> dict[str, object]:

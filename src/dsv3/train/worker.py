@@ -46,7 +46,8 @@ def log_to_file(run: RunDirectory) -> None:
     file = (run.logs / "rank-0.log").open("a", encoding="utf-8", buffering=1)
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("dsv3").setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
     faulthandler.enable(file=file)
 

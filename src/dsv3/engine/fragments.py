@@ -72,7 +72,9 @@ class FragmentedState:
             data = buffer.detach().view(-1)
             yield Fragment(f"buffer/{name}", tuple(buffer.shape), 0, data, first)
 
-    def expected_tensors(self, optimizer_step: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def expected_tensors(
+        self, optimizer_step: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Global shape and dtype by key after `optimizer_step` updates, of this rank's layers."""
         kinds = ("master", *MOMENTS) if optimizer_step > 0 else ("master",)
         tensors = {
@@ -88,7 +90,7 @@ class FragmentedState:
         return tensors | buffers
 
     def set_masters(self, value: Callable[[str], torch.Tensor]) -> None:
-        """Copy `value(name)`, FP32 and of the local shape, into the masters; refresh the weights."""
+        """Copy `value(name)`, FP32 of the local shape, into the masters; refresh the weights."""
         for group in self._zero.flat_groups():
             for part in self._slices(group):
                 values = value(part.name)

@@ -86,10 +86,7 @@ class TrainingEngine:
         self._zero.set_lr(lr)
         try:
             loss = self._accumulate(micro_batches)
-            grad_norm = self._zero.gradient_norm()
-            if not math.isfinite(grad_norm):
-                named = ((self._state.name(p), g) for p, g in self._zero.gradients())
-                raise NonFiniteError("gradient norm", grad_norm, non_finite_names(named))
+            grad_norm = self._finite_gradient_norm()
         except BaseException:
             # Also on an interrupt: the next step must not start from half a gradient.
             self._zero.discard_gradients()
@@ -109,6 +106,13 @@ class TrainingEngine:
             self._engine.backward(loss / len(micro_batches), scale_wrt_gas=False)
             total += loss.detach().float()
         return self._mean_over_ranks(total / len(micro_batches))
+
+    def _finite_gradient_norm(self) -> float:
+        grad_norm = self._zero.gradient_norm()
+        if not math.isfinite(grad_norm):
+            named = ((self._state.name(p), g) for p, g in self._zero.gradients())
+            raise NonFiniteError("gradient norm", grad_norm, non_finite_names(named))
+        return grad_norm
 
     def _require_finite_loss(self, loss: torch.Tensor, micro_batch: MicroBatch) -> None:
         mean = self._mean_over_ranks(loss)  # not finite if any rank's is not: all raise together

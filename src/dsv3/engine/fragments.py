@@ -90,7 +90,7 @@ class FragmentedState:
         return tensors | buffers
 
     def set_masters(self, value: Callable[[str], torch.Tensor]) -> None:
-        """Copy `value(name)`, FP32 and of the local shape, into the masters; refresh the weights."""
+        """Copy `value(name)`, FP32 of the local shape, into the masters; refresh the weights."""
         for group in self._zero.flat_groups():
             for part in self._slices(group):
                 values = value(part.name)

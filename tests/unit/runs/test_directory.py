@@ -88,7 +88,8 @@ def test_of_processes_creating_at_once_all_get_the_same_whole_run(
         "config = RunConfig.model_validate_json(sys.argv[1])\n"
         "record = {'data_fingerprint': 'd', 'numerics_version': dsv3.NUMERICS_VERSION}\n"
         "sys.stdin.readline()\n"
-        "run = RunDirectory.create_or_open(config, overrides=(), provenance=Provenance(record, ''))\n"
+        "made = Provenance(record, '')\n"
+        "run = RunDirectory.create_or_open(config, overrides=(), provenance=made)\n"
         "run.config(); print(run.id)\n"
     )
     for seed in (1, 2, 3):

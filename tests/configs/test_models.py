@@ -114,6 +114,15 @@ def test_1b_and_3b_keep_the_granularity_of_their_paper(name: str, granularity: f
     assert (model.vocab_size, model.scoring_func, model.norm_topk_prob) == (32064, "sigmoid", False)
 
 
+def test_small_models_start_with_the_signal_of_the_released_one() -> None:
+    large = run("model=moe_671b").model
+    for name in ("moe_nano", "moe_tiny"):
+        small = run(f"model={name}").model
+        ratio = small.initializer_range / large.initializer_range
+        # std x sqrt(width) is kept, to the two digits that are written.
+        assert ratio == pytest.approx((large.hidden_size / small.hidden_size) ** 0.5, rel=0.01)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_brings_its_schedule_layout_and_precision(name: str) -> None:
     config = run(f"model={name}")

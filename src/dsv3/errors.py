@@ -31,7 +31,7 @@ class Problem:
 
 
 class Dsv3Error(Exception):
-    """Base of all errors shown to users; `exit_code` ends the process, `id` is stable for scripts."""
+    """Base of what users see: `exit_code` ends the process, `id` is stable for scripts."""
 
     exit_code = 70
     id = "internal"
@@ -109,7 +109,7 @@ class SavedForRequeueError(Dsv3Error):
     id = "saved"
 
 
-class InterruptedError_(Dsv3Error):  # noqa: N801 - the builtin InterruptedError means EINTR
+class InterruptedError_(Dsv3Error):  # noqa: N801, N818 - the builtin InterruptedError means EINTR
     """Stopped by Ctrl-C after saving; the same command goes on."""
 
     exit_code = 130

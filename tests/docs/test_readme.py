@@ -42,8 +42,9 @@ def tree_paths(block: str) -> Iterator[PurePosixPath]:
 
 def typer_command() -> Any:
     """The root of the command line, as Typer builds it."""
-    from dsv3.cli import app
     from typer.main import get_command
+
+    from dsv3.cli import app
 
     return get_command(app)
 

@@ -22,7 +22,20 @@ OVERRIDES = [
     "data=jsonl",
 ]
 TOKENS_PER_STEP = 32 * 4
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+]
 
 
 def write_text(path: Path, *, documents: int = 200, seed: int = 0) -> Path:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from faults.small_run import metrics, overrides, tensors, write_text
 
 STEPS = 120

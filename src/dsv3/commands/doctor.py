@@ -20,8 +20,8 @@ from rich.table import Table
 
 from dsv3.config.locations import shipped
 from dsv3.config.root import RunConfig
+from dsv3.machine import Machine, this_machine
 from dsv3.plan.capacity import describe_machine
-from dsv3.plan.machine import Machine, this_machine
 from dsv3.plan.quantities import size
 
 # Where a version outside the pins breaks, and how it shows.

@@ -12,9 +12,9 @@ from dsv3.commands.arms import Arm, arms_of
 from dsv3.config.root import RunConfig
 from dsv3.errors import ArmsFailedError, Dsv3Error, InterruptedError_, SavedForRequeueError
 from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
+from dsv3.machine import this_machine
 from dsv3.plan.capacity import check_capacity
 from dsv3.plan.description import describe
-from dsv3.plan.machine import this_machine
 from dsv3.runs.directory import RunDirectory, Status, check_run_root
 from dsv3.runs.lock import refuse_held
 from dsv3.runs.provenance import collect

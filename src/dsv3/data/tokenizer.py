@@ -39,7 +39,7 @@ class TextTokenizer:
         """Take the content of a tokenizer.json; raises DataError if it is none, or unusable."""
         try:
             self._tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        except Exception as error:
             raise DataError(Problem(name, f"not a tokenizer.json: {error}")) from error
         self._description = json.loads(content)
         self._tokenizer.no_truncation()

@@ -13,8 +13,8 @@ from typing import Any
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
+from dsv3.machine import usable_cores
 from dsv3.runs.directory import RunDirectory
-from dsv3.runs.hardware import available_cores
 from dsv3.runs.rank import LAUNCHER_PID_VARIABLE, RANK_MODULE, RankArguments
 from dsv3.runs.records import EventLog
 
@@ -61,7 +61,7 @@ def threads_per_rank(config: RunConfig) -> int:
     """CPU threads of each rank: as configured, or the cores shared out over the local ranks."""
     if config.launcher.threads_per_rank is not None:
         return config.launcher.threads_per_rank
-    return max(1, available_cores() // config.parallelism.world_size)
+    return max(1, usable_cores() // config.parallelism.world_size)
 
 
 def rank_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from typing import Literal
 
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Problem
+from dsv3.machine import Machine
 from dsv3.plan.description import describe
-from dsv3.plan.machine import Machine
 from dsv3.plan.memory import StateBytes, state_bytes_of_all_ranks, state_bytes_per_rank
 from dsv3.plan.quantities import plural, size
 

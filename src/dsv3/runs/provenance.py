@@ -18,7 +18,7 @@ from typing import Any
 
 import dsv3
 from dsv3.config.root import RunConfig
-from dsv3.runs.hardware import describe_machine
+from dsv3.machine import describe_host
 
 MAX_DIFF_BYTES = 1 << 20
 _GIT_TIMEOUT_S = 10
@@ -72,7 +72,7 @@ def collect(
         "git": git,
         "python": platform.python_version(),
         "versions": _versions(),
-        "machine": describe_machine(),
+        "machine": describe_host(),
         "layout": _layout(config),
         "threads_per_rank": threads_per_rank,
     }

@@ -17,7 +17,7 @@ class Load:
     tokens_per_expert: dict[str, Tensor]
 
     def max_violation(self) -> dict[str, float]:
-        """MaxVio per layer: (largest load - mean load) / mean load (arXiv 2408.15664, section 4)."""
+        """MaxVio per layer: largest load / mean load - 1 (arXiv 2408.15664, section 4)."""
         return {name: _max_violation(load_E) for name, load_E in self.tokens_per_expert.items()}
 
     def dead_experts(self) -> dict[str, int]:

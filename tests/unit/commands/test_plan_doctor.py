@@ -25,7 +25,7 @@ from dsv3.commands.doctor import (
 from dsv3.commands.plan import plan
 from dsv3.config import compose as compose_module
 from dsv3.config.compose import Composed, compose
-from dsv3.plan.machine import Gpu, Machine
+from dsv3.machine import Gpu, Machine
 
 HOPPER = Gpu("H800", 80 * 2**30, (9, 0))
 NO_GPU = Machine((), cores=2, memory_bytes=24 * 2**30, gpu_driver=None)

@@ -151,7 +151,7 @@ def test_dsv3_is_found_when_it_is_the_current_directory(
 def test_threads_are_the_cores_shared_out(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "available_cores", lambda: 6)
+    monkeypatch.setattr(local, "usable_cores", lambda: 6)
     for ranks, threads in ((1, 6), (4, 1), (8, 1)):
         layout = config.parallelism.model_copy(update={"expert_data_parallel_size": ranks})
         assert threads_per_rank(config.model_copy(update={"parallelism": layout})) == threads

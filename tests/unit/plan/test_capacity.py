@@ -7,9 +7,9 @@ import pytest
 
 from dsv3.config.compose import compose
 from dsv3.errors import CapacityError
+from dsv3.machine import Gpu, Machine
 from dsv3.plan.capacity import check_capacity, device_kind
 from dsv3.plan.description import describe
-from dsv3.plan.machine import Gpu, Machine
 from dsv3.plan.memory import state_bytes_of_all_ranks, state_bytes_per_rank
 
 GIB = 2**30
@@ -108,7 +108,7 @@ def test_a_description_has_the_numbers_of_the_run() -> None:
 def test_asking_needs_neither_torch_nor_numpy() -> None:
     code = (
         "import sys; from dsv3.config.compose import compose;"
-        "from dsv3.plan.machine import this_machine; from dsv3.plan.capacity import check_capacity;"
+        "from dsv3.machine import this_machine; from dsv3.plan.capacity import check_capacity;"
         "check_capacity(compose(['model=moe_nano']).config, this_machine());"
         "print([name for name in ('torch', 'numpy', 'deepspeed', 'rich') if name in sys.modules])"
     )

@@ -8,9 +8,8 @@ import pytest
 
 import dsv3
 from dsv3.config.root import RunConfig
-from dsv3.runs import hardware
+from dsv3.machine import describe_host
 from dsv3.runs import provenance as provenance_module
-from dsv3.runs.hardware import available_cores, describe_machine
 from dsv3.runs.provenance import collect, redact, redact_arguments
 
 SENTINEL = "SENTINEL0123456789"
@@ -57,7 +56,7 @@ def test_it_holds_what_the_contract_asks_and_is_json(config: RunConfig) -> None:
 
 
 def test_the_machine_is_described() -> None:
-    machine = describe_machine()
+    machine = describe_host()
     assert machine["cores"] >= 1
     assert machine["memory_bytes"] > 2**28
     assert machine["processor"]
@@ -150,21 +149,3 @@ def test_what_only_looks_like_a_secret_is_kept() -> None:
     assert redact("https://example.org/a@b and me@example.org") == (
         "https://example.org/a@b and me@example.org"
     )
-
-
-def test_cores_respect_the_quota_of_a_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _pid: set(range(64)))
-    quota = tmp_path / "cpu.max"
-    for text, cores in (
-        ("max 100000\n", 64),
-        ("200000 100000\n", 2),
-        ("150000 100000\n", 2),
-        ("10000 100000\n", 1),
-        ("9900000 100000\n", 64),
-        ("nonsense", 64),
-    ):
-        quota.write_text(text)
-        assert available_cores(quota) == cores
-    assert available_cores(tmp_path / "missing") == 64

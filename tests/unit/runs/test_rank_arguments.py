@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3.launch.arguments import RankArguments
+from dsv3.runs.rank import RankArguments
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -1,12 +1,16 @@
 """What this machine has: GPUs (through NVML), cores, memory; torch-free and quick."""
 
+import math
 import os
-from dataclasses import dataclass
+import platform
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+# How much processor time the container of this process may use (cgroup 2): quota and period.
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # Where the kernel says how much memory the container of this process may use (cgroup 2 and 1).
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -41,11 +45,24 @@ def this_machine() -> Machine:
     )
 
 
-def usable_cores() -> int:
-    """Cores this process may run on, which under a scheduler are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def describe_host() -> dict[str, Any]:
+    """This machine as plain data, with its name and the model of its processor."""
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        **asdict(this_machine()),
+    }
+
+
+def usable_cores(quota: Path = CPU_QUOTA) -> int:
+    """Cores this process may use: its affinity, cut to the quota of its container."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        allowed, period = quota.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if allowed == "max" else max(1, min(cores, math.ceil(int(allowed) / int(period))))
 
 
 def usable_memory_bytes(limits: tuple[Path, ...] = CGROUP_LIMITS) -> int:
@@ -102,3 +119,12 @@ def _gpu(pynvml: Any, handle: Any) -> Gpu:
         memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
     )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

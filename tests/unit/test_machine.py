@@ -7,7 +7,8 @@ from types import ModuleType, SimpleNamespace
 import psutil
 import pytest
 
-from dsv3.plan.machine import Gpu, this_machine, usable_memory_bytes
+from dsv3 import machine
+from dsv3.machine import Gpu, this_machine, usable_cores, usable_memory_bytes
 
 
 class FakeNvml(ModuleType):
@@ -110,3 +111,21 @@ def test_a_container_limits_the_memory(tmp_path: Path) -> None:
     unlimited.write_text("max\n")
     assert usable_memory_bytes((limit, unlimited)) == 1048576
     assert usable_memory_bytes((unlimited, tmp_path / "absent")) == total
+
+
+def test_cores_respect_the_quota_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _pid: set(range(64)))
+    quota = tmp_path / "cpu.max"
+    for text, cores in (
+        ("max 100000\n", 64),
+        ("200000 100000\n", 2),
+        ("150000 100000\n", 2),
+        ("10000 100000\n", 1),
+        ("9900000 100000\n", 64),
+        ("nonsense", 64),
+    ):
+        quota.write_text(text)
+        assert usable_cores(quota) == cores
+    assert usable_cores(tmp_path / "missing") == 64

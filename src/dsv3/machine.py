@@ -47,11 +47,13 @@ def this_machine() -> Machine:
 
 def describe_host() -> dict[str, Any]:
     """This machine as plain data, with its name and the model of its processor."""
+    record = asdict(this_machine())
+    record["gpus"] = list(record["gpus"])
     return {
         "host": platform.node(),
         "platform": platform.platform(),
         "processor": _processor(),
-        **asdict(this_machine()),
+        **record,
     }
 
 

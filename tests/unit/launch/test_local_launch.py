@@ -24,7 +24,7 @@ from dsv3.runs.records import read_lines
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from dsv3.launch.arguments import RankArguments
+from dsv3.runs.rank import RankArguments
 from dsv3.train.signals import StopRequest, stop_with_launcher
 run_dir = RankArguments.from_argv(sys.argv[1:]).run_dir
 stop_with_launcher()

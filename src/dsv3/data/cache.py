@@ -105,7 +105,7 @@ class PreparedCache:
 
 @contextlib.contextmanager
 def _locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
-    """Hold a lock file that is gone afterwards; without `waiting`, BlockingIOError if it is held."""
+    """Hold a lock file, gone afterwards; without `waiting`, raise BlockingIOError if it is held."""
     while True:
         with path.open("w") as lock:
             try:

@@ -51,6 +51,8 @@ SKIPPED_DIRECTORIES = frozenset(
 C_SUFFIXES = frozenset((".h", ".hpp", ".cuh", ".c", ".cc", ".cpp", ".cu", ".inl"))
 DOC_SUFFIXES = frozenset((".md", ".rst"))
 DOC_NAMES = ("README", "METADATA", "LICENSE", "COPYING", "NOTICE", "AUTHORS", "CHANGE", "NEWS")
+GENERATED = (b"@generated", b"DO NOT EDIT", b"do not edit", b"utogenerated", b"uto-generated")
+HEAD_BYTES = 1_000  # where programs say that they wrote the file: thousands of them are alike
 SMALLEST_BYTES, LARGEST_BYTES = 200, 262_144  # beyond: stubs, and tables written by programs
 
 
@@ -75,8 +77,10 @@ def candidates() -> list[Candidate]:
 
 
 def texts(kind: Kind, content: bytes) -> list[str]:
-    """The texts of a file; none if it is binary, not UTF-8, or too short or long to be useful."""
+    """The texts of a file; none if it is binary, generated, not UTF-8, too short or too long."""
     if not SMALLEST_BYTES <= len(content) <= LARGEST_BYTES or b"\0" in content:
+        return []
+    if any(mark in content[:HEAD_BYTES] for mark in GENERATED):
         return []
     try:
         text = content.decode()

@@ -114,7 +114,8 @@ def open_prepared(directory: Path) -> Prepared:
 
 def smoothed_log_probabilities(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """ln((count + 1) / (sum + vocabulary)) [vocabulary]: add-one smoothing."""
-    return np.log(counts + 1.0) - math.log(int(counts.sum()) + len(counts))
+    log_counts: npt.NDArray[np.float64] = np.log(counts + 1.0)
+    return log_counts - math.log(int(counts.sum()) + len(counts))
 
 
 def _read_manifest(directory: Path) -> Manifest:

@@ -136,7 +136,7 @@ class TokenStream:
 
     def _check_content(self, shard: Shard, ids: npt.NDArray[np.unsignedinteger]) -> None:
         path = self._directory / shard.name
-        if hashlib.sha256(ids).hexdigest() != shard.sha256:
+        if hashlib.sha256(ids.data).hexdigest() != shard.sha256:
             raise damaged(path, "its content is not what was written")
         largest = int(ids.argmax())
         if int(ids[largest]) >= self._vocab_size:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ class TextTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens, special ones included; cut characters become U+FFFD."""
-        return cast(str, self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes [vocabulary] that each token stands for; 0 for the special ones."""

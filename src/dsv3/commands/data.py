@@ -1,0 +1,123 @@
+"""`dsv3 data prepare` and `dsv3 data inspect`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv3.commands.progress import preparation_progress
+from dsv3.config.compose import compose
+
+if TYPE_CHECKING:
+    from dsv3.config.root import RunConfig
+    from dsv3.data.prepared import Prepared
+
+SHOWN_TRAINING_SAMPLES = 2
+SHOWN_CHARACTERS = 400
+
+
+def prepare(overrides: Sequence[str], *, config_dir: Path | None, as_json: bool) -> int:
+    """Prepare the text of a configuration and print what there is; returns the exit code."""
+    config = compose(overrides, config_dir=config_dir).config
+    prepared = _prepared(config)
+    _show(prepared, as_json=as_json, samples=None)
+    return 0
+
+
+def inspect(overrides: Sequence[str], *, config_dir: Path | None, as_json: bool) -> int:
+    """The same, and some samples as a model would see them; returns the exit code."""
+    config = compose(overrides, config_dir=config_dir).config
+    prepared = _prepared(config)
+    _show(prepared, as_json=as_json, samples=_samples(prepared, config))
+    return 0
+
+
+def _prepared(config: "RunConfig") -> "Prepared":
+    from dsv3.data.prepare import prepare as prepare_text
+
+    with preparation_progress() as progress:
+        return prepare_text(config.data, vocab_size=config.model.vocab_size, progress=progress)
+
+
+def _samples(prepared: "Prepared", config: "RunConfig") -> list[dict[str, Any]]:
+    """The first training samples of the run, and a held-out one of each domain."""
+    from dsv3.data.samples import TrainingSamples, validation_samples
+    from dsv3.data.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer.read(str(prepared.tokenizer_path))
+    length = config.schedule.sequence_length
+    training = TrainingSamples(prepared, length, config.seed)
+    shown = [
+        {"split": "train", "sample": n, "text": tokenizer.decode(training[n])}
+        for n in range(SHOWN_TRAINING_SAMPLES)
+    ]
+    for sample in validation_samples(prepared, length, len(prepared.validation)):
+        text = tokenizer.decode(sample.ids)
+        shown.append({"split": "validation", "domain": sample.domain, "text": text})
+    return shown
+
+
+def _show(prepared: "Prepared", *, as_json: bool, samples: list[dict[str, Any]] | None) -> None:
+    if as_json:
+        report = _report(prepared) | ({} if samples is None else {"samples": samples})
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(_table(prepared))
+    console.print(f"directory        {prepared.directory}")
+    console.print(f"fingerprint      {prepared.fingerprint}")
+    console.print(f"vocabulary       {prepared.vocab_size} tokens")
+    console.print(
+        f"unigram entropy  {prepared.unigram_entropy:.4f} nats per token,"
+        f" {prepared.unigram_bits_per_byte:.4f} bits per byte (held-out text)"
+    )
+    for sample in samples or ():
+        name = sample["domain"] if "domain" in sample else f"sample {sample['sample']}"
+        console.print(f"\n--- {sample['split']}, {_printable(name)}")
+        console.print(_printable(sample["text"][:SHOWN_CHARACTERS]))
+
+
+def _report(prepared: "Prepared") -> dict[str, Any]:
+    return {
+        "directory": str(prepared.directory),
+        "fingerprint": prepared.fingerprint,
+        "tokenizer": str(prepared.tokenizer_path),
+        "vocab_size": prepared.vocab_size,
+        "train_tokens": len(prepared.train),
+        "validation_tokens": sum(map(len, prepared.validation.values())),
+        "unigram_entropy": prepared.unigram_entropy,
+        "unigram_bits_per_byte": prepared.unigram_bits_per_byte,
+        "domains": {name: counts.model_dump() for name, counts in prepared.domains.items()},
+    }
+
+
+def _table(prepared: "Prepared") -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("domain")
+    for heading in ("documents", "MB", "tokens", "bytes/token", "held out", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [(_printable(name), counts.model_dump()) for name, counts in prepared.domains.items()]
+    keys = rows[0][1] if rows else ()
+    total = {key: sum(counts[key] for _, counts in rows) for key in keys}
+    for name, counts in (*rows, ("all", total)):
+        table.add_row(
+            name,
+            f"{counts['train_documents']:,}",
+            f"{counts['train_bytes'] / 1e6:,.2f}",
+            f"{counts['train_tokens']:,}",
+            f"{counts['train_bytes'] / max(counts['train_tokens'], 1):.2f}",
+            f"{counts['validation_documents']:,}",
+            f"{counts['validation_tokens']:,}",
+        )
+    return table
+
+
+def _printable(text: str) -> str:
+    """Text without control characters: what is in a file must not reach the terminal as one."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

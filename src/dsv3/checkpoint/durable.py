@@ -91,7 +91,8 @@ def create_temporary(directory: Path, name: str) -> Path:
 def publish(temporary: Path, final: Path) -> None:
     """Give a complete temporary directory its name, in place of an older one of that name.
 
-    A crash between the two renames leaves the older one moved aside; `clean` puts it back.
+    If it fails everything is named as before. A crash between the two renames leaves the older one
+    moved aside; `clean` puts it back.
     """
     sync_directory(temporary)
     replaced = _aside(final, "replaced") if final.exists() else None
@@ -99,11 +100,13 @@ def publish(temporary: Path, final: Path) -> None:
         final.rename(replaced)
     try:
         temporary.rename(final)
+        sync_directory(final.parent)
     except OSError:
+        if final.exists():
+            final.rename(temporary)
         if replaced is not None:
             replaced.rename(final)
         raise
-    sync_directory(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
 

@@ -18,6 +18,7 @@ ROOT_NAME = "manifest.json"
 SEAL_NAME = "manifest.json.sha256"
 STATE_NAME = "state.json"
 LARGEST_ROOT_BYTES = 1 << 26
+LARGEST_SEAL_BYTES = 200
 
 DtypeName = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -132,13 +133,8 @@ def seal_of(root: bytes) -> bytes:
 
 def read_root(directory: Path) -> RootManifest:
     """Read the root manifest, if the checkpoint is complete; raises CheckpointError otherwise."""
-    try:
-        for name, largest in ((SEAL_NAME, 200), (ROOT_NAME, LARGEST_ROOT_BYTES)):
-            if file_size(directory / name) > largest:
-                raise CheckpointError(f"{directory / name}: larger than any such file")
-        seal, root = (b"".join(read_chunks(directory / name)) for name in (SEAL_NAME, ROOT_NAME))
-    except OSError as error:
-        raise CheckpointError(f"{directory}: incomplete, {_reason(error)}") from error
+    seal = _bounded(directory / SEAL_NAME, LARGEST_SEAL_BYTES)
+    root = _bounded(directory / ROOT_NAME, LARGEST_ROOT_BYTES)
     if seal != seal_of(root):
         raise CheckpointError(f"{directory / ROOT_NAME}: damaged, its hash is not in {SEAL_NAME}")
     value = _parse(directory / ROOT_NAME, root)
@@ -226,6 +222,18 @@ def require_tiling(directory: Path, parts: Iterable[PartManifest]) -> None:
             end += piece.length
         if end != math.prod(pieces[0].shape):
             raise CheckpointError(f"{directory}: {key} ends at element {end} of {pieces[0].shape}")
+
+
+def _bounded(path: Path, largest: int) -> bytes:
+    """Content of a file whose size nothing vouches for."""
+    try:
+        size = file_size(path)
+        content = b"".join(read_chunks(path)) if size <= largest else b""
+    except OSError as error:
+        raise CheckpointError(f"{path}: incomplete checkpoint, {_reason(error)}") from error
+    if size > largest:
+        raise CheckpointError(f"{path}: {size} bytes, more than any such file has")
+    return content
 
 
 def _parse(path: Path, content: bytes) -> Any:

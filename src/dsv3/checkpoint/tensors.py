@@ -154,4 +154,4 @@ def _record(fragment: Fragment) -> TensorRecord:
 def _chunks(data: torch.Tensor) -> Iterator[Chunk]:
     assert data.ndim == 1 and data.is_contiguous(), f"{data.shape=} {data.stride()=}"
     for chunk in torch.split(data.detach(), CHUNK_ELEMENTS):
-        yield memoryview(chunk.cpu().view(torch.uint8).numpy())
+        yield chunk.cpu().view(torch.uint8).numpy().data

@@ -14,6 +14,7 @@ from dsv3.checkpoint.manifest import (
     ROOT_NAME,
     SEAL_NAME,
     STATE_NAME,
+    DtypeName,
     FileRecord,
     Identity,
     PartManifest,
@@ -27,9 +28,18 @@ from dsv3.checkpoint.manifest import (
 )
 from dsv3.errors import CapacityError
 
-ITEM_BYTES = {
-    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1
-}  # fmt: skip
+ITEM_BYTES: dict[DtypeName, int] = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 class Entry(NamedTuple):
@@ -96,6 +106,7 @@ class PartWriter(NamedTuple):
 
     def write(self, entries: Sequence[Entry]) -> FileRecord:
         """Write the tensors and their manifest; return the record of the manifest."""
+        to_json(self.rank_state)  # before anything large is written
         manifest_name, tensors_name = part_names(self.rank)
         tensors = {entry.key: entry.record for entry in entries}
         assert len(tensors) == len(entries), "two fragments of one tensor on one rank"

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed
-from torch._C._distributed_c10d import HashStore
 
 from dsv3.errors import ConfigError, Problem
 
@@ -85,4 +84,5 @@ def _start_alone(backend: str) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -1,7 +1,5 @@
 """The training engine: micro batches in, one optimizer step out, DeepSpeed inside."""
 
-import contextlib
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,10 +62,9 @@ class TrainingEngine:
             eps=optimizer.eps,
             fused=True,
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints the memory in use
-            self._engine, *_ = deepspeed.initialize(
-                model=wrapped, optimizer=adamw, config=deepspeed_settings(config)
-            )
+        self._engine, *_ = deepspeed.initialize(
+            model=wrapped, optimizer=adamw, config=deepspeed_settings(config)
+        )
         self._zero = ZeroState(self._engine.optimizer)
         self._state = FragmentedState(model, self._zero)
 

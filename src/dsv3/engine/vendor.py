@@ -19,9 +19,12 @@ with (
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
     from deepspeed.moe.layer import MoE
+    from deepspeed.runtime import bf16_optimizer
     from deepspeed.utils import groups
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# BF16_Optimizer collects garbage and prints the memory in use ten times while it is built: seconds.
+bf16_optimizer.see_memory_usage = lambda *_arguments, **_keywords: None
 
 __all__ = [
     "MoE",

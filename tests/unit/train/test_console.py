@@ -122,7 +122,7 @@ GONE = """
 import sys
 from dsv3.train.console import open_console
 shown = open_console(total_steps=3, done_steps=0)
-sys.__stdout__.write("open\n")
+sys.__stdout__.write("open\\n")
 sys.__stdout__.flush()
 sys.stdin.readline()
 for step in (1, 2, 3):

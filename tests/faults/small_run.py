@@ -22,20 +22,7 @@ OVERRIDES = [
     "data=jsonl",
 ]
 TOKENS_PER_STEP = 32 * 4
-WORDS = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-]
+WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota")
 
 
 def write_text(path: Path, *, documents: int = 200, seed: int = 0) -> Path:

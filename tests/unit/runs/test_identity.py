@@ -29,7 +29,7 @@ schedule.bias_update_speed_curve.start schedule.bias_update_speed_curve.phases
 balance.strategy balance.bias_update_speed
 mtp.num_nextn_predict_layers
 data.source data.path data.tokenizer data.tokenizer_vocab_size data.max_bytes
-data.validation_fraction
+data.validation_fraction data.domain_shares
 optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.gradient_clipping
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dsv3.data.documents import expanded
 from dsv3.errors import CapacityError, Problem
 
 
 def cache_root(configured: str | None) -> Path:
     """`data.cache_dir`, else $XDG_CACHE_HOME/dsv3, else ~/.cache/dsv3, else a private /tmp one."""
     if configured is not None:
-        return Path(configured).expanduser().absolute()
+        return expanded(configured).absolute()
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(xdg):  # noqa: PTH117 - the XDG rule: relative values are ignored
         return Path(xdg) / "dsv3"

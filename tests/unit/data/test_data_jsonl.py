@@ -197,6 +197,9 @@ def test_a_file_that_changes_after_it_was_checked_is_refused(records, write_json
     write_jsonl([*records[:-1], {"text": "another", "domain": "web"}])
     with pytest.raises(DataError, match="changed while it was read"):
         list(source.documents())
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read any more"):
+        list(source.documents())
 
 
 def test_a_known_file_is_not_read_again_but_an_edited_one_is(tmp_path, monkeypatch):

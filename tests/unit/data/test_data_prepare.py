@@ -318,6 +318,7 @@ def test_the_cache_is_where_the_user_says_or_the_platform_does(monkeypatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache_root("/mine") == Path("/mine")
     assert cache_root("~/mine") == Path("/home/someone/mine")
+    assert cache_root("~nobody-has-this-name/x") == Path("~nobody-has-this-name/x").absolute()
     assert cache_root(None) == Path("/xdg/dsv3")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_root(None) == Path("/home/someone/.cache/dsv3")

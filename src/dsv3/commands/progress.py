@@ -61,5 +61,6 @@ class PlainProgress:
             return
         share = f" {done / total:.0%}" if total and stage == self._stage else ""
         self._stage, self._said_at = stage, now
-        sys.stderr.write(f"data: {stage}{share}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads stderr any more; the work goes on
+            sys.stderr.write(f"data: {stage}{share}\n")
+            sys.stderr.flush()

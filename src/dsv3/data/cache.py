@@ -1,7 +1,6 @@
 """The cache directory: where it is, one preparer at a time, and nothing half done in it."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -9,13 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dsv3.data.documents import expanded
 from dsv3.errors import CapacityError, Problem
 
 
 def cache_root(configured: str | None) -> Path:
     """`data.cache_dir`, else $XDG_CACHE_HOME/dsv3, else ~/.cache/dsv3, else a private /tmp one."""
     if configured is not None:
-        return Path(configured).expanduser().absolute()
+        return expanded(configured).absolute()
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(xdg):  # noqa: PTH117 - the XDG rule: relative values are ignored
         return Path(xdg) / "dsv3"
@@ -26,6 +26,17 @@ def cache_root(configured: str | None) -> Path:
     if home != Path("/"):
         return home / ".cache" / "dsv3"
     return Path(tempfile.gettempdir()) / f"dsv3-cache-{os.getuid()}"
+
+
+def refuse_foreign(cache: Path) -> None:
+    """Raise CapacityError if someone else made this directory where everybody may."""
+    if _shared(cache) and cache.exists() and cache.stat().st_uid != os.getuid():
+        rule, remedy = "it belongs to another user", "set data.cache_dir=DIRECTORY"
+        raise CapacityError(Problem(f"data.cache_dir={cache}", rule, remedy))
+
+
+def _shared(cache: Path) -> bool:
+    return cache.parent == Path(tempfile.gettempdir())
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -42,10 +53,11 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 class PreparedCache:
-    """Prepared texts under `root`, each a directory named by the key of what it was made from."""
+    """Prepared texts, each in a directory named by the key of what it was made from."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self.root = cache / "prepared"
 
     def directory(self, key: str) -> Path:
         """Where the text with this key is, once it is prepared."""
@@ -70,7 +82,7 @@ class PreparedCache:
         except OSError as error:
             raise CapacityError(
                 Problem(
-                    f"data.cache_dir={self.root}",
+                    f"data.cache_dir={self._cache}",
                     f"prepared text cannot be written: {error.strerror or error}",
                     "free some space, or set data.cache_dir=DIRECTORY",
                 )
@@ -78,10 +90,10 @@ class PreparedCache:
         return directory
 
     def _make_root(self) -> None:
-        shared = self.root.parent == Path(tempfile.gettempdir())
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700 if shared else 0o777)
-        if shared and self.root.stat().st_uid != os.getuid():
-            raise PermissionError(errno.EPERM, "it belongs to another user")
+        self._cache.mkdir(
+            parents=True, exist_ok=True, mode=0o700 if _shared(self._cache) else 0o777
+        )
+        self.root.mkdir(exist_ok=True)
 
     def _publish(self, directory: Path, build: Callable[[Path], None]) -> None:
         temporary = self.root / f".{directory.name}.tmp"

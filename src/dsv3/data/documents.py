@@ -1,8 +1,10 @@
 """What every source of text gives: documents tagged by domain, and a signature of them all."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Progress = Callable[[str, int, int | None], None]
@@ -51,6 +53,11 @@ class DocumentHash:
     def is_validation(self, fraction: float) -> bool:
         """Whether the document is among the held-out `fraction`."""
         return self.split < int(fraction * 2**64)
+
+
+def expanded(path: str) -> Path:
+    """The path with ~ replaced; as it is where nobody has that name."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - the other one raises
 
 
 def quiet(stage: str, done: int, total: int | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dsv3.data.documents import Document, Progress
+from dsv3.data.documents import Document, Progress, expanded
 from dsv3.data.facts import FileFacts, now_ns
 from dsv3.data.records import LINE, SHOWN_PROBLEMS, JsonlFile
 from dsv3.errors import DataError, Problem
@@ -40,13 +40,17 @@ class JsonlText:
             if not any(left.values()):
                 return
             reader = JsonlFile(path)
-            for document in reader.documents():
-                size = len(document.text.encode())
-                if size <= left.get(document.domain, 0):
-                    left[document.domain] -= size
-                    yield document
-                else:
-                    left[document.domain] = 0  # full: later, smaller ones do not slip in
+            try:
+                for document in reader.documents():
+                    size = len(document.text.encode())
+                    if size <= left.get(document.domain, 0):
+                        left[document.domain] -= size
+                        yield document
+                    else:
+                        left[document.domain] = 0  # full: later, smaller ones do not slip in
+            except OSError as error:
+                rule = f"cannot be read any more: {error.strerror}"
+                raise DataError(Problem(str(path), rule)) from error
             if reader.problems or reader.digest != digest:
                 raise DataError(Problem(str(path), "changed while it was read", "try again"))
 
@@ -93,7 +97,7 @@ def _found(path: str) -> list[Path]:
 
 def find_files(path: str) -> list[Path]:
     """The files that `data.path` means, sorted; raises DataError if there are none."""
-    setting, given = f"data.path={path}", Path(path).expanduser()
+    setting, given = f"data.path={path}", expanded(path)
     if given.is_dir():
         inside = (file for file in given.rglob("*") if file.name.endswith(SUFFIXES))
         found = sorted(file for file in inside if file.is_file())

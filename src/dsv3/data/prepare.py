@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dsv3.config.data import DataConfig
-from dsv3.data.cache import PreparedCache, cache_root
+from dsv3.data.cache import PreparedCache, cache_root, refuse_foreign
 from dsv3.data.documents import Progress, Source, quiet
 from dsv3.data.facts import FileFacts
 from dsv3.data.installed import collect_installed_text
@@ -35,6 +35,8 @@ def prepare(config: DataConfig, *, vocab_size: int, progress: Progress = quiet) 
         _check_fits(f"data.tokenizer={config.tokenizer}", tokenizer.vocab_size, vocab_size)
         tokenizer_key = hashlib.sha256(tokenizer.content.encode()).hexdigest()
     root = cache_root(config.cache_dir)
+    if config.cache_dir is None:
+        refuse_foreign(root)
     facts = FileFacts(root / "facts" / f"{_facts_name(config)}.json")
     source = collect(config, facts, progress)
     key = _key(source, tokenizer_key, config.validation_fraction)
@@ -45,7 +47,7 @@ def prepare(config: DataConfig, *, vocab_size: int, progress: Progress = quiet) 
         wanted = config.tokenizer_vocab_size if tokenizer is None else tokenizer
         build(directory, source, wanted, config.validation_fraction, progress)
 
-    cached = PreparedCache(root / "prepared")
+    cached = PreparedCache(root)
     directory = cached.ensure(key, make, waiting=lambda: progress("wait", 0, None))
     facts.save()
     return open_prepared(directory)

@@ -99,12 +99,8 @@ class FragmentedState:
         self._zero.refresh_weights()
 
     def prepare_load(self, optimizer_step: int) -> None:
-        """Create the moments Adam would create at its first step, or drop them for step 0.
-
-        Linking them to ZeRO here keeps its own first-step linking, which forgets every group but
-        the first, from ever running.
-        """
-        base, optimizer = self._zero.base, self._zero.optimizer
+        """Create the moments Adam would create at its first step, or drop them for step 0."""
+        base = self._zero.base
         base.state.clear()
         if optimizer_step > 0:
             for group in self._zero.flat_groups():
@@ -113,8 +109,6 @@ class FragmentedState:
                     "step": torch.tensor(float(optimizer_step), device=group.master.device),
                     **{kind: torch.zeros_like(group.master.detach()) for kind in MOMENTS},
                 }
-            optimizer._hp_optimizer_states_linked = False
-            optimizer._lazy_init_hp_params_optimizer_state()
 
     def _slices(self, group: FlatGroup) -> Iterator[Slice]:
         storage = group.weights.untyped_storage().data_ptr()

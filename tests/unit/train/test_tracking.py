@@ -242,10 +242,13 @@ def test_tensorboard_writes_what_tensorboard_reads_and_hides_redone_steps(
 
 
 @pytest.mark.usefixtures("importable")
-def test_tensorboard_imports_neither_torch_nor_tensorflow(mirrored: MirroredRun) -> None:
+def test_tensorboard_imports_neither_torch_nor_tensorflow(
+    mirrored: MirroredRun, tmp_path: Path
+) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
     code = (
         "import json, sys; from dsv3.train.mirror import *\n"
-        "sys.modules['tensorflow'] = None  # an import of it would fail\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
         f"run = MirroredRun(**json.loads({json.dumps(vars(mirrored))!r}))\n"
         "backend = TensorBoardBackend(run); backend.log(1, {'loss': 1.0}); backend.close()\n"
         "assert 'torch' not in sys.modules\n"

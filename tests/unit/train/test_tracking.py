@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -140,7 +141,7 @@ def test_a_hanging_mirror_drops_counts_and_is_ended(mirrored: MirroredRun, tmp_p
     for step in range(1, 201):  # far more than queue and pipe hold
         mirror.log(step, line)
     while not (tmp_path / "pid").exists():
-        pass
+        time.sleep(0.01)
     report = mirror.close(timeout_s=0.2)
     assert (report.written, report.lost, report.finished) == (0, 200, False)
     assert warnings == ["tracking did not finish within 0.2 s and was left behind"]

@@ -72,7 +72,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Write `text` and a newline at once."""
-        _survive_closed(self._stream, lambda: print(text, file=self._stream, flush=True))
+        _survive_closed(lambda: print(text, file=self._stream, flush=True))
 
     def close(self) -> None:
         """Do nothing: every line is already out."""
@@ -91,7 +91,6 @@ class Bar:
     def __init__(
         self, stream: TextIO, *, total_steps: int, done_steps: int, clock: Callable[[], float]
     ) -> None:
-        self._stream = stream
         self._clock = clock
         self._total_steps = total_steps
         self._drawn_at_s = -_REDRAW_EVERY_S + clock()
@@ -109,7 +108,7 @@ class Bar:
         self._task = self._progress.add_task(
             "", total=total_steps, completed=done_steps, loss="-", speed="-"
         )
-        self._show(self._progress.start)
+        _survive_closed(self._progress.start)
 
     def step(self, step: int, *, loss: float, tokens_per_second: float) -> None:
         """Move the bar; it is drawn a few times a second at most."""
@@ -119,18 +118,15 @@ class Bar:
         now_s = self._clock()
         if now_s - self._drawn_at_s >= _REDRAW_EVERY_S or step == self._total_steps:
             self._drawn_at_s = now_s
-            self._show(self._progress.refresh)
+            _survive_closed(self._progress.refresh)
 
     def note(self, text: str) -> None:
         """Write `text` above the bar."""
-        self._show(lambda: self._progress.console.print(text, markup=False))
+        _survive_closed(lambda: self._progress.console.print(text, markup=False))
 
     def close(self) -> None:
         """Leave the bar as it is and show the cursor again."""
-        self._show(self._progress.stop)
-
-    def _show(self, draw: Callable[[], object]) -> None:
-        _survive_closed(self._stream, draw)
+        _survive_closed(self._progress.stop)
 
 
 def open_console(
@@ -150,15 +146,7 @@ def open_console(
     return kind(stream, total_steps=total_steps, done_steps=done_steps, clock=clock)
 
 
-def _survive_closed(stream: TextIO, show: Callable[[], object]) -> None:
-    """Show something; if the reader has gone (`| head`, a closed terminal), show to nobody."""
-    try:
+def _survive_closed(show: Callable[[], object]) -> None:
+    """Show something; if the reader has gone (`| head`, a closed terminal), show it to nobody."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream object itself is closed
         show()
-    except OSError:
-        # Python would fail once more on what is still buffered when it flushes at exit.
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-    except ValueError:  # the stream object itself is closed
-        return

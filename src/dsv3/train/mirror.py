@@ -90,7 +90,7 @@ class WandbBackend:
 
     def __init__(self, run: MirroredRun) -> None:
         mode = wandb_mode(os.environ)
-        _set_wandb_environment(Path(run.directory) / "wandb", mode)
+        _set_wandb_environment(Path(run.directory) / "wandb")
         import wandb
 
         settings = wandb.Settings(
@@ -201,7 +201,7 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _set_wandb_environment(home: Path, mode: str | None) -> None:
+def _set_wandb_environment(home: Path) -> None:
     variables = {
         "WANDB_SILENT": "true",
         "WANDB_ERROR_REPORTING": "false",
@@ -209,8 +209,6 @@ def _set_wandb_environment(home: Path, mode: str | None) -> None:
         "WANDB_DATA_DIR": str(home / "data"),
         "WANDB_ARTIFACT_DIR": str(home / "artifacts"),
     }
-    if mode == "offline":  # online the user's own settings file (server, entity) counts
-        variables["WANDB_CONFIG_DIR"] = str(home / "config")
     for name, value in variables.items():
         os.environ.setdefault(name, value)
 

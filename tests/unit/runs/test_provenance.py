@@ -136,6 +136,12 @@ def test_no_secret_is_written(
     assert "+key = '***'" in found.diff
 
 
+def test_credentials_in_an_address_need_no_variable_to_be_known() -> None:
+    assert redact("get https://me:pass@example.org/x.jsonl?sig=abc now") == (
+        "get https://***@example.org/x.jsonl?*** now"
+    )
+
+
 def test_what_only_looks_like_a_secret_is_kept() -> None:
     harmless = [
         "schedule.total_tokens=1000",

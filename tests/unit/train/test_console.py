@@ -121,15 +121,15 @@ def test_quiet_shows_nothing() -> None:
 GONE = """
 import sys
 from dsv3.train.console import open_console
-shown = open_console(total_steps=3, done_steps=0)
-sys.__stdout__.write("open\\n")
-sys.__stdout__.flush()
+stdout = sys.stdout
+shown = open_console(total_steps=3, done_steps=0, stream=stdout)
+print("open", file=sys.__stderr__, flush=True)
 sys.stdin.readline()
 for step in (1, 2, 3):
-    shown.step(step, loss=1.0, tokens_per_second=1.0)
     shown.note("x" * 100_000)
+    shown.step(step, loss=1.0, tokens_per_second=1.0)
 shown.close()
-print(type(shown).__name__)
+print(type(shown).__name__, sys.stdout is stdout, file=sys.__stderr__)
 """
 
 
@@ -147,20 +147,20 @@ def closed_terminal() -> tuple[int, Callable[[], None]]:
 def test_a_reader_that_went_away_ends_nothing(
     opened: Callable[[], tuple[int, Callable[[], None]]], kind: str
 ) -> None:
-    stderr, hang_up = opened()
+    stdout, hang_up = opened()
     process = subprocess.Popen(
         [sys.executable, "-c", GONE],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"},
     )
-    assert process.stdout.readline() == "open\n"
+    assert process.stderr.readline() == "open\n"
     hang_up()
-    assert process.communicate("go\n")[0] == f"{kind}\n"
+    assert process.communicate("go\n")[1] == f"{kind} True\n", "and nothing else, as of exit"
     assert process.returncode == 0
-    os.close(stderr)
+    os.close(stdout)
 
 
 def test_a_closed_stream_ends_nothing() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -140,7 +141,7 @@ def test_a_hanging_mirror_drops_counts_and_is_ended(mirrored: MirroredRun, tmp_p
     for step in range(1, 201):  # far more than queue and pipe hold
         mirror.log(step, line)
     while not (tmp_path / "pid").exists():
-        pass
+        time.sleep(0.01)
     report = mirror.close(timeout_s=0.2)
     assert (report.written, report.lost, report.finished) == (0, 200, False)
     assert warnings == ["tracking did not finish within 0.2 s and was left behind"]
@@ -242,10 +243,13 @@ def test_tensorboard_writes_what_tensorboard_reads_and_hides_redone_steps(
 
 
 @pytest.mark.usefixtures("importable")
-def test_tensorboard_imports_neither_torch_nor_tensorflow(mirrored: MirroredRun) -> None:
+def test_tensorboard_imports_neither_torch_nor_tensorflow(
+    mirrored: MirroredRun, tmp_path: Path
+) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
     code = (
         "import json, sys; from dsv3.train.mirror import *\n"
-        "sys.modules['tensorflow'] = None  # an import of it would fail\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
         f"run = MirroredRun(**json.loads({json.dumps(vars(mirrored))!r}))\n"
         "backend = TensorBoardBackend(run); backend.log(1, {'loss': 1.0}); backend.close()\n"
         "assert 'torch' not in sys.modules\n"

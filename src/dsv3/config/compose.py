@@ -83,13 +83,12 @@ def _compose_all(
     with _hydra(config_dir):
         parsed, problems = _parse(words, options, sweeping=sweeping)
         arms = _arms(parsed)
-        # With a wrong option gone the rest is another configuration: its rules would mislead.
-        trusted = not any(problem.setting.partition("=")[0] in options for problem in problems)
-        unknown = [name for p in problems if (name := p.setting.partition("=")[0].strip("+~"))]
+        # What is wrong by itself is left out; rules about these groups and keys would mislead.
+        left_out = [name for p in problems if (name := p.setting.partition("=")[0].strip("+~"))]
         built: list[Composed] = []
         found: dict[Problem, list[int]] = {}
         for number, arm in enumerate(arms):
-            composed, wrong = _build(arm, unknown if trusted else None)
+            composed, wrong = _build(arm, left_out)
             for problem in wrong:
                 found.setdefault(problem, []).append(number)
             if composed is not None:
@@ -185,10 +184,8 @@ def _named(problem: Problem, numbers: list[int], arms: list[tuple[str, ...]]) ->
     return Problem(problem.setting, f"{problem.rule} [arm {label}{others}]", problem.remedy)
 
 
-def _build(
-    arm: tuple[str, ...], unknown: list[str] | None
-) -> tuple[Composed | None, list[Problem]]:
-    """Compose and validate one arm; `unknown` keys were left out, None if whole options were."""
+def _build(arm: tuple[str, ...], left_out: Sequence[str]) -> tuple[Composed | None, list[Problem]]:
+    """Compose and validate one arm; rules about groups and keys in `left_out` are not told."""
     try:
         plain, choices = _merge(arm)
         config = RunConfig.model_validate(plain)
@@ -196,17 +193,12 @@ def _build(
         return None, list(error.problems)
     except ValidationError as error:
         findings = list(translate(error))
-        more = (
-            []
-            if unknown is None
-            else _rules_of_the_rest(arm, [*unknown, *(k for k, _ in findings)])
-        )
-        return None, [problem for _, problem in findings] + more
-    problems = [] if unknown is None else _about_others(rules.broken(config), unknown)
-    return Composed(config, arm, choices), problems
+        wrong = [*left_out, *(key for key, _ in findings)]
+        return None, [problem for _, problem in findings] + _rules_of_the_rest(arm, wrong)
+    return Composed(config, arm, choices), _about_others(rules.broken(config), left_out)
 
 
-def _rules_of_the_rest(arm: tuple[str, ...], wrong: list[str]) -> list[Problem]:
+def _rules_of_the_rest(arm: tuple[str, ...], wrong: Sequence[str]) -> list[Problem]:
     """Rules broken without the wrong overrides: people should not meet problems one by one."""
     rest = tuple(setting for setting in arm if setting.partition("=")[0] not in wrong)
     if rest == arm:

@@ -71,6 +71,7 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.backend = backend
         self.dispatcher = dispatcher
         self.local_experts = local_experts
         D, F_expert = config.hidden_size, config.moe_intermediate_size
@@ -99,7 +100,10 @@ class MoE(nn.Module):
         x_TD = hidden_BSD.flatten(0, 1)
         expert_ids_TK, topk_scores_TK = self.gate(x_TD)
         rows_RD, row_weights_R, rows_per_expert_e, handle = self.dispatcher.dispatch(
-            x_TD, expert_ids_TK, topk_scores_TK, row_multiple=self.experts.row_multiple
+            x_TD,
+            expert_ids_TK,
+            topk_scores_TK,
+            row_multiple=self.backend.row_multiple(self.experts),
         )
         rows_RD = self.experts(rows_RD, row_weights_R, rows_per_expert_e)
         out_TD = self.dispatcher.combine(rows_RD, handle)

@@ -23,6 +23,11 @@ class TorchBackend:
         """Networks of the local experts; see `Backend.experts`."""
         return TorchExperts(num_experts, hidden_size, intermediate_size)
 
+    def row_multiple(self, experts: nn.Module) -> int:
+        """32 for BF16 on a CPU: oneDNN compiles a kernel for every new number of rows, for 1 ms."""
+        weight = next(experts.parameters())
+        return 32 if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else 1
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         """Causal attention of [B, H, S, d] queries and keys over [B, H, S, V] values."""
         return causal_attention(q, k, v, scale=scale)
@@ -50,12 +55,6 @@ class TorchExperts(nn.Module):
             torch.empty(num_experts, 2 * intermediate_size, hidden_size)
         )
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
-
-    @property
-    def row_multiple(self) -> int:
-        """32 for BF16 on a CPU: oneDNN compiles a kernel for every new number of rows, for 1 ms."""
-        weight = self.gate_up_proj
-        return 32 if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else 1
 
     def forward(self, rows_RD: Tensor, row_weights_R: Tensor, rows_per_expert_e: Tensor) -> Tensor:
         """Rows sorted by expert in, the same rows through their expert and weighted out."""

@@ -44,25 +44,20 @@ class Evaluation:
         return asdict(self)
 
 
-@torch.no_grad()
 def evaluate(
     model: Transformer, samples: Sequence[ValidationSample], batch_size: int, device: torch.device
 ) -> Evaluation:
-    """Evaluate `model` on held-out samples; leaves it in training mode and its counts untouched."""
+    """Evaluate `model`, which is in evaluation mode, on held-out samples."""
     tallies: dict[str, Tally] = {}
-    model.eval()
-    try:
-        for start in range(0, len(samples), batch_size):
-            chunk = samples[start : start + batch_size]
-            ids = torch.from_numpy(np.stack([sample.ids for sample in chunk])).to(device)
-            losses_BS = model.token_losses(ids[:, :-1], ids[:, 1:])
-            for sample, nats in zip(chunk, losses_BS.double().sum(1).tolist(), strict=True):
-                tally = tallies.setdefault(sample.domain, Tally())
-                tally.nats += nats
-                tally.tokens += ids.shape[1] - 1
-                tally.bytes += sample.target_bytes
-    finally:
-        model.train()
+    for start in range(0, len(samples), batch_size):
+        chunk = samples[start : start + batch_size]
+        ids = torch.from_numpy(np.stack([sample.ids for sample in chunk])).to(device)
+        losses_BS = model.token_losses(ids[:, :-1], ids[:, 1:])
+        for sample, nats in zip(chunk, losses_BS.double().sum(1).tolist(), strict=True):
+            tally = tallies.setdefault(sample.domain, Tally())
+            tally.nats += nats
+            tally.tokens += ids.shape[1] - 1
+            tally.bytes += sample.target_bytes
     return _summary(tallies)
 
 

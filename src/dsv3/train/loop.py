@@ -94,7 +94,8 @@ def train_step(trainer: Trainer) -> Record:
 def evaluate_now(trainer: Trainer) -> Evaluation:
     """Evaluate at the current position and report it."""
     batch_size = trainer.config.schedule.micro_batch_size
-    evaluation = evaluate(trainer.model, trainer.validation, batch_size, trainer.device)
+    with trainer.engine.evaluating():
+        evaluation = evaluate(trainer.model, trainer.validation, batch_size, trainer.device)
     line = {"kind": "eval", "step": trainer.position.step, "tokens": trainer.position.tokens}
     trainer.reporter.evaluation(line | evaluation.record())
     return evaluation

@@ -1,4 +1,4 @@
-"""Files and directories that are on the disk when the call returns, or are not there at all."""
+"""Files of a checkpoint, hashed on their way, and directories that appear and go in one piece."""
 
 import hashlib
 import os
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-READ_BYTES = 1 << 22
+from dsv3.files import Chunk, sync_directory, write_synced
 
-Chunk = bytes | memoryview
+READ_BYTES = 1 << 22
 
 STEP_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 # A checkpoint on its way in, one moved aside for its successor, one on its way out.
@@ -27,20 +27,17 @@ class Written(NamedTuple):
 
 
 def write_file(path: Path, chunks: Iterable[Chunk]) -> Written:
-    """Write and fsync a new file, hashing on the way.
-
-    Raises OSError; a file whose fsync failed must be thrown away, never retried, because the kernel
-    may have dropped the pages and report success the next time.
-    """
+    """Write and fsync a new file, hashing on the way; raises OSError."""
     digest, size = hashlib.sha256(), 0
-    with path.open("xb", buffering=0) as file:
+
+    def hashed() -> Iterator[Chunk]:
+        nonlocal size
         for chunk in chunks:
-            view = memoryview(chunk).cast("B")
-            digest.update(view)
-            size += len(view)
-            while view:
-                view = view[file.write(view) :]
-        os.fsync(file.fileno())
+            digest.update(chunk)
+            size += memoryview(chunk).nbytes
+            yield chunk
+
+    write_synced(path, hashed())
     return Written(size, digest.hexdigest())
 
 
@@ -69,15 +66,6 @@ def file_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path.name} is not a regular file")
     return status.st_size
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def create_temporary(directory: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from dsv3.checkpoint.collective import Json
 from dsv3.checkpoint.durable import Written, file_hash, file_size, read_chunks
 from dsv3.errors import CheckpointError
+from dsv3.files import reason
 
 FORMAT_VERSION: Final = 1
 ROOT_NAME = "manifest.json"
@@ -164,7 +165,7 @@ def checked_bytes(path: Path, record: FileRecord) -> bytes:
     try:
         content = b"".join(read_chunks(path))
     except OSError as error:
-        raise CheckpointError(f"{path}: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
     _require_same(path, Written(len(content), sha256(content).hexdigest()), record)
     return content
 
@@ -174,7 +175,7 @@ def require_size(path: Path, record: FileRecord) -> None:
     try:
         size = file_size(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
     if size != record.bytes:
         raise CheckpointError(f"{path}: damaged, {size} bytes instead of {record.bytes}")
 
@@ -184,7 +185,7 @@ def require_hash(path: Path, record: FileRecord) -> None:
     try:
         found = file_hash(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
     _require_same(path, found, record)
 
 
@@ -230,7 +231,7 @@ def _bounded(path: Path, largest: int) -> bytes:
         size = file_size(path)
         content = b"".join(read_chunks(path)) if size <= largest else b""
     except OSError as error:
-        raise CheckpointError(f"{path}: incomplete checkpoint, {_reason(error)}") from error
+        raise CheckpointError(f"{path}: incomplete checkpoint, {reason(error)}") from error
     if size > largest:
         raise CheckpointError(f"{path}: {size} bytes, more than any such file has")
     return content
@@ -252,7 +253,3 @@ def _same(decoded: Json, value: Json) -> bool:
     if isinstance(decoded, list):
         return len(decoded) == len(value) and all(map(_same, decoded, value))
     return bool(decoded == value)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dsv3.checkpoint.durable import Chunk
 from dsv3.checkpoint.manifest import DtypeName, TensorRecord, part_names
 from dsv3.checkpoint.reader import Checkpoint, TensorSpec
 from dsv3.checkpoint.writer import Entry
 from dsv3.errors import CheckpointError
+from dsv3.files import Chunk
 
 CHUNK_ELEMENTS = 1 << 22  # bounds what is held in memory beside the tensors themselves
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dsv3.checkpoint.collective import Collective, Json, on_first, together
-from dsv3.checkpoint.durable import Chunk, create_temporary, publish, write_file
+from dsv3.checkpoint.durable import create_temporary, publish, write_file
 from dsv3.checkpoint.manifest import (
     FORMAT_VERSION,
     ROOT_NAME,
@@ -27,6 +27,7 @@ from dsv3.checkpoint.manifest import (
     validated,
 )
 from dsv3.errors import CapacityError
+from dsv3.files import Chunk, reason
 
 ITEM_BYTES: dict[DtypeName, int] = {
     "F64": 8,
@@ -88,7 +89,7 @@ def write_checkpoint(
 
         on_first(collective, complete)
     except OSError as error:
-        message = f"{final} was not saved: {error.strerror or error}"
+        message = f"{final} was not saved: {reason(error)}"
         raise CapacityError(message + "; older checkpoints are as they were") from error
     finally:
         if temporary is not None and collective.rank == 0:

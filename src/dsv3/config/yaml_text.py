@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from dsv3.errors import ConfigError, Problem
+from dsv3.files import reason
 
 MAX_BYTES = 256 * 1024
 MAX_NODES = 20_000
@@ -47,7 +48,7 @@ def _decode(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise _refusal(path, f"cannot be read: {error.strerror}") from None
+        raise _refusal(path, f"cannot be read: {reason(error)}") from None
     if len(raw) > MAX_BYTES:
         raise _refusal(path, f"is larger than {MAX_BYTES} bytes, too large for a configuration")
     try:

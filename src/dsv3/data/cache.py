@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dsv3.data.documents import expanded
 from dsv3.errors import CapacityError, Problem
+from dsv3.files import new_directory, reason
 
 
 def cache_root(configured: str | None) -> Path:
@@ -37,19 +38,6 @@ def refuse_foreign(cache: Path) -> None:
 
 def _shared(cache: Path) -> bool:
     return cache.parent == Path(tempfile.gettempdir())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a crash leaves either the old or the new file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class PreparedCache:
@@ -83,7 +71,7 @@ class PreparedCache:
             raise CapacityError(
                 Problem(
                     f"data.cache_dir={self._cache}",
-                    f"prepared text cannot be written: {error.strerror or error}",
+                    f"prepared text cannot be written: {reason(error)}",
                     "free some space, or set data.cache_dir=DIRECTORY",
                 )
             ) from error
@@ -98,14 +86,8 @@ class PreparedCache:
     def _publish(self, directory: Path, build: Callable[[Path], None]) -> None:
         temporary = self.root / f".{directory.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
+        with new_directory(directory, temporary):
             build(temporary)
-            _sync_directory(temporary)
-            temporary.rename(directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _sync_directory(self.root)
 
     def _sweep(self) -> None:
         """Remove what killed builders of other keys left; the lock of a dead one is free."""
@@ -141,11 +123,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

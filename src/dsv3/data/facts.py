@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dsv3.data.cache import write_durably
+from dsv3.files import write_atomically
 
 # A file changed twice within one tick of the filesystem's clock keeps its times; what was read so
 # soon after a change is therefore read once more next time (git calls such entries racy).
@@ -50,7 +50,7 @@ class FileFacts:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(self._path, json.dumps(self._used).encode())
+            write_atomically(self._path, json.dumps(self._used).encode())
         self._changed = False
 
 

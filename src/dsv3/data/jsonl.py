@@ -13,6 +13,7 @@ from dsv3.data.documents import Document, Progress, expanded
 from dsv3.data.facts import FileFacts, now_ns
 from dsv3.data.records import LINE, SHOWN_PROBLEMS, JsonlFile
 from dsv3.errors import DataError, Problem
+from dsv3.files import reason
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 MOST_DOMAINS = 256  # each is counted, held out and evaluated apart
@@ -49,7 +50,7 @@ class JsonlText:
                     else:
                         left[document.domain] = 0  # full: later, smaller ones do not slip in
             except OSError as error:
-                rule = f"cannot be read any more: {error.strerror}"
+                rule = f"cannot be read any more: {reason(error)}"
                 raise DataError(Problem(str(path), rule)) from error
             if reader.problems or reader.digest != digest:
                 raise DataError(Problem(str(path), "changed while it was read", "try again"))
@@ -91,7 +92,7 @@ def _found(path: str) -> list[Path]:
     try:
         return find_files(path)
     except OSError as error:
-        rule = f"cannot be read: {error.strerror}"
+        rule = f"cannot be read: {reason(error)}"
         raise DataError(Problem(f"data.path={path}", rule)) from error
 
 
@@ -155,7 +156,7 @@ class _Check:
             for document in reader.documents(progress):
                 sizes[document.domain] += len(document.text.encode())
         except OSError as error:
-            reader.problems.append(Problem(str(self.file), f"cannot be read: {error.strerror}"))
+            reader.problems.append(Problem(str(self.file), f"cannot be read: {reason(error)}"))
         if not sizes and not reader.problems:
             reader.problems.append(
                 Problem(str(self.file), "there is no text in it", f"expected {LINE}")

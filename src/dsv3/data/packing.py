@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dsv3.data.cache import write_durably
 from dsv3.data.documents import Document, DocumentHash, Progress, Source
 from dsv3.data.encoding import Documents, EncodedText
 from dsv3.data.prepared import (
@@ -27,6 +26,7 @@ from dsv3.data.prepared import (
 )
 from dsv3.data.shards import Shard, ShardWriter
 from dsv3.data.tokenizer import TextTokenizer
+from dsv3.files import write_synced
 
 HELD_BYTES = 128 << 20  # a source up to this size is read once and kept while it is packed
 SAMPLE_BYTES = 16 << 20  # training text the tokenizer is trained on
@@ -105,7 +105,7 @@ class _Writer:
             validation=validation,
             files=self._tables(),
         )
-        write_durably(self._directory / MANIFEST, manifest_file(manifest))
+        write_synced(self._directory / MANIFEST, [manifest_file(manifest)])
 
     def _stream(self, name: str, documents: Documents, row: int) -> list[Shard]:
         with ShardWriter(self._directory, name, self._encoded.dtype) as writer:
@@ -123,7 +123,7 @@ class _Writer:
             COUNTS_OF_TOKENS: self._counts.tobytes(),
         }
         for name, content in files.items():
-            write_durably(self._directory / name, content)
+            write_synced(self._directory / name, [content])
         return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
     def _domain(self, name: str) -> DomainCounts:

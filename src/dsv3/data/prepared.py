@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsv3.data.shards import Ids, Shard, TokenStream, TokenType, damaged
+from dsv3.files import reason
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 BYTES_OF_TOKENS, COUNTS_OF_TOKENS = "bytes_of_tokens.bin", "counts_of_tokens.bin"
@@ -141,4 +142,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise damaged(path, f"cannot be read: {error.strerror}") from error
+        raise damaged(path, f"cannot be read: {reason(error)}") from error

@@ -13,10 +13,8 @@ lock              held by rank 0 while it lives
 DONE | FAILED     the result, or the failure, as JSON
 """
 
-import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import uuid
 from collections.abc import Sequence
@@ -30,16 +28,8 @@ import yaml
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.errors import ConfigError, DataError, Dsv3Error, Problem
-from dsv3.runs.files import (
-    damaged,
-    probe_writable,
-    read_json,
-    storage_error,
-    sync_directory,
-    write_atomically,
-    write_json,
-    write_synced,
-)
+from dsv3.files import new_directory, probe_writable, storage_error, write_synced
+from dsv3.runs.files import damaged, read_json, write_atomically, write_json
 from dsv3.runs.identity import identity, run_id
 from dsv3.runs.lock import RunLock, current_holder
 from dsv3.runs.provenance import Provenance, redact_arguments
@@ -243,16 +233,11 @@ class RunDirectory:
         temporary = self.path.with_name(f".{self.id}.{uuid.uuid4().hex}")
         try:
             self.path.parent.mkdir(exist_ok=True)
-            temporary.mkdir(mode=0o775)
-            _fill(RunDirectory(temporary), config, overrides, provenance)
-            temporary.rename(self.path)
-            sync_directory(self.path.parent)
+            with new_directory(self.path, temporary, mode=0o775):
+                _fill(RunDirectory(temporary), config, overrides, provenance)
         except OSError as error:
             if not self.exists():
                 raise storage_error(self.path, error, self._why_not_made()) from error
-        finally:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary)
 
     def _why_not_made(self) -> str:
         if self.path.exists():
@@ -275,12 +260,11 @@ def _fill(
 ) -> None:
     run.checkpoints.mkdir()
     run.logs.mkdir()
-    write_synced(run.config_path, _to_yaml(config))
-    write_synced(run.overrides_path, yaml.safe_dump(redact_arguments(overrides)))
+    write_synced(run.config_path, [_to_yaml(config).encode()])
+    write_synced(run.overrides_path, [yaml.safe_dump(redact_arguments(overrides)).encode()])
     if provenance.diff_file is not None:
-        write_synced(run.path / provenance.diff_file, provenance.diff)
+        write_synced(run.path / provenance.diff_file, [provenance.diff.encode()])
     write_json(run.provenance_path, provenance.record)
-    sync_directory(run.path)
 
 
 def _to_yaml(config: RunConfig) -> str:

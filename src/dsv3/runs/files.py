@@ -1,54 +1,24 @@
-"""Small files written so that a crash leaves the old one or the new one, never a torn one."""
+"""Small files of a run directory: whole, and refused with its errors."""
 
-import contextlib
 import json
-import os
-import tempfile
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3.errors import CapacityError, CheckpointError, Problem
-
-
-def storage_error(path: Path | str, error: OSError | ValueError, remedy: str) -> CapacityError:
-    """What to raise when the file system refuses `path`."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return CapacityError(Problem(str(path), reason[:1].lower() + reason[1:], remedy))
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the entries of `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a new file and fsync it; a file that is already there is an error."""
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+from dsv3 import files
+from dsv3.errors import CheckpointError, Problem
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by temporary file, fsync and rename.
+    """Replace `path` so that a crash leaves the old file or the new one.
 
     Raises CapacityError naming `path` if the file system refuses; the old file then stands.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        write_synced(temporary, text)
-        temporary.replace(path)
-        sync_directory(path.parent)
+        files.write_atomically(path, text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise storage_error(path, error, "free some space there, or make it writable") from error
+        remedy = "free some space there, or make it writable"
+        raise files.storage_error(path, error, remedy) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -71,14 +41,3 @@ def damaged(path: Path, what: str) -> CheckpointError:
     """What to raise when a file of a run directory cannot be read."""
     remedy = "restore the file, or start the run afresh under another run.tag"
     return CheckpointError(Problem(str(path), f"this file of the run is damaged: {what}", remedy))
-
-
-def probe_writable(directory: Path) -> None:
-    """Write a page into an unnamed file of `directory`; nothing is left behind.
-
-    Raises OSError: permission bits alone know nothing of quotas, full disks or read-only mounts.
-    """
-    with tempfile.TemporaryFile(dir=directory) as file:
-        file.write(bytes(4096))
-        file.flush()
-        os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from dsv3.errors import CapacityError, LockHeldError, Problem
-from dsv3.runs.files import storage_error
+from dsv3.files import storage_error
 
 # A winner needs a moment to write its name, and a reader of the holder blocks the lock for a
 # moment: within this time a refusal is asked again.

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from dsv3.errors import CapacityError, Problem
-from dsv3.runs.files import damaged, storage_error
+from dsv3.files import storage_error
+from dsv3.runs.files import damaged
 
 _TAIL_BYTES = 1 << 20
 _REMEDY = "free some space and ask for the same run again: it goes on from its last checkpoint"

@@ -116,7 +116,7 @@ def test_of_processes_creating_at_once_all_get_the_same_whole_run(
 def test_a_failure_while_creating_leaves_nothing(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_path: Path, _text: str) -> None:
+    def full(_path: Path, _chunks: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(directory_module, "write_synced", full)

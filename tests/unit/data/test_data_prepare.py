@@ -294,9 +294,7 @@ def test_the_users_tokenizer_gives_the_same_text(prepared_text, data_config, tmp
     assert edited.fingerprint != prepared_text.fingerprint
 
 
-def test_the_tokenizer_does_not_see_held_out_text(
-    prepared_text, records, write_jsonl, data_config
-):
+def test_the_tokenizer_does_not_see_held_out_text(prepared_text, records, write_jsonl, data_config):
     unseen = (f"unseen unseen {number} " * 20 for number in range(1_000))
     held_out = [text for text in unseen if DocumentHash.of(text.encode()).is_validation(0.1)]
     assert len(held_out) > 50
@@ -363,8 +361,7 @@ def test_neither_torch_nor_hydra_is_needed_to_prepare_and_read(
     code = (
         "import sys\n"
         "from dsv3.config.data import DataConfig\n"
-        "from dsv3.data.documents import DocumentHash
-from dsv3.data.prepare import prepare\n"
+        "from dsv3.data.prepare import prepare\n"
         "from dsv3.data.samples import TrainingSamples\n"
         "config = DataConfig.model_validate_json(sys.argv[1])\n"
         "TrainingSamples(prepare(config, vocab_size=300), 16, 1)[3]\n"

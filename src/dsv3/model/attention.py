@@ -41,21 +41,18 @@ class LatentAttention(nn.Module):
         latent_BSC, k_rope_BSP = self.kv_a_proj_with_mqa(hidden_BSD).split(
             (c.kv_lora_rank, c.qk_rope_head_dim), dim=-1
         )
-        kv = self.kv_b_proj(self.kv_a_layernorm(latent_BSC)).unflatten(-1, heads)
-        k_nope_BSHN, v_BSHV = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
-        k_rope_BSHP = rotate_pairs(k_rope_BSP, rotation).unsqueeze(2)
-        k_rope_BSHP = k_rope_BSHP.expand(-1, -1, c.num_attention_heads, -1)
-        k_BSHd = torch.cat((k_nope_BSHN, k_rope_BSHP), dim=-1)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent_BSC)).unflatten(-1, heads).transpose(1, 2)
+        k_nope_BHSN, v_BHSV = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
+        k_rope_BHSP = rotate_pairs(k_rope_BSP, rotation).unsqueeze(1)
+        k_rope_BHSP = k_rope_BHSP.expand(-1, c.num_attention_heads, -1, -1)
+        k_BHSd = torch.cat((k_nope_BHSN, k_rope_BHSP), dim=-1)
 
-        q_nope_BSHN, q_rope_BSHP = (
-            self._queries(hidden_BSD)
-            .unflatten(-1, heads)
-            .split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
-        )
-        q_BSHd = torch.cat((q_nope_BSHN, rotate_pairs(q_rope_BSHP, rotation)), dim=-1)
+        q = self._queries(hidden_BSD).unflatten(-1, heads).transpose(1, 2)
+        q_nope_BHSN, q_rope_BHSP = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        q_BHSd = torch.cat((q_nope_BHSN, rotate_pairs(q_rope_BHSP, rotation)), dim=-1)
 
-        out_BSHV = self.backend.attention(q_BSHd, k_BSHd, v_BSHV, scale=self.scale)
-        out_BSD: Tensor = self.o_proj(out_BSHV.flatten(2))
+        out_BHSV = self.backend.attention(q_BHSd, k_BHSd, v_BHSV, scale=self.scale)
+        out_BSD: Tensor = self.o_proj(out_BHSV.transpose(1, 2).flatten(2))
         return out_BSD
 
     def _queries(self, hidden_BSD: Tensor) -> Tensor:

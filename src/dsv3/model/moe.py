@@ -17,13 +17,21 @@ class TokenDispatcher(Protocol):
 
     `dispatch` takes the tokens of this process with the global ids and the gate values of their
     experts. It returns the rows for the local experts sorted by expert, [R, D], the gate value of
-    each row [R], the rows of each local expert, int64 [e], and a handle for `combine`, which sums
-    the rows of each token, [T, D]. Both are differentiable. Ranks, groups and the format on the
-    wire are the dispatcher's own business.
+    each row [R], the number of rows of each local expert, int64 [e], and a handle for `combine`,
+    which sums the rows of each token, [T, D]. Both methods are differentiable.
+
+    Each expert's rows are filled up to a multiple of `row_multiple` with finite rows of weight
+    zero. R may exceed the rows of all experts together; what lies beyond is arbitrary and has no
+    effect. Ranks, groups and the format on the wire are the dispatcher's own business.
     """
 
     def dispatch(
-        self, x_TD: Tensor, topk_expert_ids_TK: Tensor, topk_scores_TK: Tensor
+        self,
+        x_TD: Tensor,
+        topk_expert_ids_TK: Tensor,
+        topk_scores_TK: Tensor,
+        *,
+        row_multiple: int,
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
         """Tokens to the rows of the local experts."""
         ...
@@ -63,6 +71,7 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.backend = backend
         self.dispatcher = dispatcher
         self.local_experts = local_experts
         D, F_expert = config.hidden_size, config.moe_intermediate_size
@@ -90,10 +99,13 @@ class MoE(nn.Module):
         """
         x_TD = hidden_BSD.flatten(0, 1)
         expert_ids_TK, topk_scores_TK = self.gate(x_TD)
-        rows_RD, row_weights_R, tokens_per_expert_e, handle = self.dispatcher.dispatch(
-            x_TD, expert_ids_TK, topk_scores_TK
+        rows_RD, row_weights_R, rows_per_expert_e, handle = self.dispatcher.dispatch(
+            x_TD,
+            expert_ids_TK,
+            topk_scores_TK,
+            row_multiple=self.backend.row_multiple(self.experts),
         )
-        rows_RD = self.experts(rows_RD, row_weights_R, tokens_per_expert_e)
+        rows_RD = self.experts(rows_RD, row_weights_R, rows_per_expert_e)
         out_TD = self.dispatcher.combine(rows_RD, handle)
         if self.shared_experts is not None:
             out_TD = out_TD + self.shared_experts(x_TD)

@@ -72,6 +72,10 @@ class Transformer(nn.Module):
         """Whether this part ends the model."""
         return self.layer_range.stop == self.config.num_hidden_layers
 
+    def blocks(self) -> list[Block]:
+        """The blocks held here, in order."""
+        return [block for block in self.model.layers.values() if isinstance(block, Block)]
+
     def moe_layers(self) -> dict[str, MoE]:
         """The MoE layers held here, by canonical name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, MoE)}
@@ -102,7 +106,7 @@ class Transformer(nn.Module):
     def run_blocks(self, hidden_BSD: Tensor, balance_loss: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and balance loss through the blocks held here."""
         rotation = self._rotation_for(hidden_BSD)
-        for block in self.model.layers.values():
+        for block in self.blocks():
             hidden_BSD, balance_loss = block(hidden_BSD, balance_loss, rotation)
         return hidden_BSD, balance_loss
 

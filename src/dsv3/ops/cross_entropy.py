@@ -41,20 +41,19 @@ def linear_token_losses(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) 
     return torch.cat(losses)
 
 
-def loss_and_gradient(logits_TX: Tensor, labels_T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Sum of the losses and `scale` times its gradient, (softmax - one hot) x scale.
+def loss_and_gradient(logits_TX: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses, and its gradient softmax - one hot.
 
     Both are made in FP32; the gradient is rounded to the type of the logits at the end only.
     """
-    logits = at_least_fp32(logits_TX)
-    top = logits.amax(dim=1, keepdim=True)
-    exponential = (logits - top).exp()
-    total = exponential.sum(dim=1, keepdim=True)
-    gold = labels_T.unsqueeze(1)
-    loss = (total.log() + top - logits.gather(1, gold)).sum()
-    gradient = exponential * (scale / total)
-    gradient.scatter_add_(1, gold, gradient.new_full((1, 1), -scale).expand_as(gold))
-    return loss, gradient.to(logits_TX.dtype)
+    wide = torch.promote_types(logits_TX.dtype, torch.float32)
+    gold_T1 = labels_T.unsqueeze(1)
+    probability = logits_TX.softmax(dim=1, dtype=wide)
+    # log sum exp, from the largest logit and its probability, which is at least 1 / X.
+    top = logits_TX.amax(dim=1).to(wide) - probability.amax(dim=1).log()
+    loss = (top - logits_TX.gather(1, gold_T1).squeeze(1)).sum()
+    probability.scatter_add_(1, gold_T1, probability.new_full((1, 1), -1.0).expand_as(gold_T1))
+    return loss, probability.to(logits_TX.dtype)
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
@@ -62,25 +61,34 @@ def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in the type of `total`."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) -> Tensor:
-        scale = 1.0 / hidden_TD.shape[0]
+        mean = 1.0 / hidden_TD.shape[0]
         wide = torch.promote_types(weight_XD.dtype, torch.float32)
         loss = hidden_TD.new_zeros((), dtype=wide)
         grad_hidden = torch.empty_like(hidden_TD)
         grad_weight = torch.zeros_like(weight_XD, dtype=wide)
         for rows in _chunks(hidden_TD.shape[0], weight_XD.shape[0]):
             chunk = hidden_TD[rows]
-            logits = chunk @ weight_XD.t()
-            chunk_loss, grad_logits = loss_and_gradient(logits, labels_T[rows], scale)
+            chunk_loss, grad_logits = loss_and_gradient(chunk @ weight_XD.t(), labels_T[rows])
             loss += chunk_loss
             torch.mm(grad_logits, weight_XD, out=grad_hidden[rows])
-            grad_weight += grad_logits.t() @ chunk
+            _add_product(grad_weight, grad_logits.t(), chunk)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight_XD.dtype))
-        return loss * scale
+        ctx.mean = mean
+        return loss * mean
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad, grad_weight * grad, None
+        scale = grad * ctx.mean
+        return grad_hidden * scale, grad_weight * scale, None

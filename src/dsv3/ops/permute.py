@@ -12,55 +12,78 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def expert_order(expert_ids_TK: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort the T x K assignments by expert, stably.
+def expert_rows(
+    expert_ids_TK: Tensor, tokens_per_expert_E: Tensor, *, row_multiple: int
+) -> tuple[Tensor, Tensor]:
+    """Place the T x K assignments in rows sorted by expert, in order of tokens within an expert.
 
-    Returns `order_A` (the assignment t*K + k found in each sorted row) and `row_TK` (the sorted row
-    of each assignment), int64.
+    Returns the row of each assignment, int64 [T, K], and the rows of each expert, int64 [E]: its
+    tokens rounded up to `row_multiple`. The rows between hold no assignment.
     """
     order_A = expert_ids_TK.flatten().argsort(stable=True)
-    row_A = torch.empty_like(order_A)
-    row_A[order_A] = torch.arange(order_A.numel(), device=order_A.device)
-    return order_A, row_A.view_as(expert_ids_TK)
+    rows_per_expert_E = (tokens_per_expert_E + row_multiple - 1) // row_multiple * row_multiple
+    filled_E = rows_per_expert_E - tokens_per_expert_E
+    before_E = filled_E.cumsum(0) - filled_E
+    row_A = torch.arange(order_A.numel(), device=order_A.device)
+    row_A = row_A + before_E[expert_ids_TK.flatten()[order_A]]
+    return torch.empty_like(order_A).scatter_(0, order_A, row_A).view_as(
+        expert_ids_TK
+    ), rows_per_expert_E
 
 
-def permute(x_TD: Tensor, order_A: Tensor, row_TK: Tensor) -> Tensor:
-    """Copy each token into the rows of its experts: [T, D] -> [A, D], A = T x K."""
-    rows_AD: Tensor = _Permute.apply(x_TD, order_A // row_TK.shape[1], row_TK)  # type: ignore[no-untyped-call]
-    return rows_AD
+def token_of_rows(row_TK: Tensor, num_rows: int) -> Tensor:
+    """The token in each row, int64 [R]; token 0 in rows without an assignment."""
+    token_TK = torch.arange(row_TK.shape[0], device=row_TK.device).unsqueeze(1).expand_as(row_TK)
+    return row_TK.new_zeros(num_rows).scatter_(0, row_TK.flatten(), token_TK.flatten())
 
 
-def unpermute(rows_AD: Tensor, order_A: Tensor, row_TK: Tensor) -> Tensor:
-    """Sum the K rows of each token: [A, D] -> [T, D]; the transpose of `permute`."""
-    x_TD: Tensor = _Unpermute.apply(rows_AD, order_A // row_TK.shape[1], row_TK)  # type: ignore[no-untyped-call]
+def permute(x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+    """Copy each token into the rows of its experts: [T, D] -> [R, D]."""
+    rows_RD: Tensor = _Permute.apply(x_TD, token_R, row_TK)  # type: ignore[no-untyped-call]
+    return rows_RD
+
+
+def unpermute(rows_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+    """Sum the K rows of each token: [R, D] -> [T, D].
+
+    Rows without an assignment are not read; their gradient is that of token 0, for a caller who
+    has multiplied them with zero.
+    """
+    x_TD: Tensor = _Unpermute.apply(rows_RD, token_R, row_TK)  # type: ignore[no-untyped-call]
     return x_TD
 
 
-def _sum_rows(rows_AD: Tensor, row_TK: Tensor) -> Tensor:
-    if rows_AD.device.type == "cpu":
-        return F.embedding_bag(row_TK, rows_AD, mode="sum")
-    return rows_AD[row_TK].sum(dim=1)
+def permute_weights(scores_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:
+    """The weight of each row, [R]; zero in rows without an assignment."""
+    weights_R = scores_TK.new_zeros(num_rows)
+    return weights_R.scatter(0, row_TK.flatten(), scores_TK.flatten())
+
+
+def _sum_rows(rows_RD: Tensor, row_TK: Tensor) -> Tensor:
+    if rows_RD.device.type == "cpu" and not torch.compiler.is_compiling():
+        return F.embedding_bag(row_TK, rows_RD, mode="sum")
+    return rows_RD[row_TK].sum(dim=1)
 
 
 class _Permute(Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(row_TK)
-        return x_TD.index_select(0, token_A)
+        return x_TD.index_select(0, token_R)
 
     @staticmethod
-    def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
         (row_TK,) = ctx.saved_tensors
-        return _sum_rows(grad_AD.contiguous(), row_TK), None, None
+        return _sum_rows(grad_RD.contiguous(), row_TK), None, None
 
 
 class _Unpermute(Function):
     @staticmethod
-    def forward(ctx: Any, rows_AD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_A)
-        return _sum_rows(rows_AD, row_TK)
+    def forward(ctx: Any, rows_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_R)
+        return _sum_rows(rows_RD, row_TK)
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
-        (token_A,) = ctx.saved_tensors
-        return grad_TD.index_select(0, token_A), None, None
+        (token_R,) = ctx.saved_tensors
+        return grad_TD.index_select(0, token_R), None, None

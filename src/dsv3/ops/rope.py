@@ -52,12 +52,11 @@ def rotation_table(frequencies: Tensor, length: int, *, magnitude: float = 1.0) 
 def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the adjacent pairs (x0, x1), (x2, x3), ... of the last dimension.
 
-    `x` is [B, S, ..., P], `rotation` [2, S, P/2]. The first members of all pairs come first in the
+    `x` is [..., S, P], `rotation` [2, S, P/2]. The first members of all pairs come first in the
     result: queries and keys are permuted alike, so their products do not change. Angles and the
     rotation are FP32; the result has the type of `x`.
     """
     first, second = x[..., 0::2], x[..., 1::2]
-    shape = (1, x.shape[1], *(1,) * (x.dim() - 3), rotation.shape[-1])
-    cos, sin = (table.view(shape) for table in rotation.unbind())
+    cos, sin = rotation.unbind()
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)

@@ -6,6 +6,7 @@ from torch import Tensor
 from dsv3.config.root import RunConfig
 from dsv3.engine.engine import TrainingEngine
 from dsv3.model.backends.torch import TorchBackend
+from dsv3.model.compile import compile_model
 from dsv3.model.init import fill, materialise
 from dsv3.model.names import is_expert
 from dsv3.model.transformer import Transformer
@@ -32,6 +33,8 @@ def build_model(config: RunConfig, device: torch.device) -> Transformer:
         )
     dtype = WEIGHT_DTYPES[config.precision.recipe]
     materialise(model, config.model, seed=config.seed, device=device, dtype=dtype)
+    if config.launcher.compile:
+        compile_model(model)
     return model
 
 

@@ -21,12 +21,17 @@ class Backend(Protocol):
         ...
 
     def experts(self, num_experts: int, hidden_size: int, intermediate_size: int) -> nn.Module:
-        """Networks of the local experts: (rows_RD, row_weights_R, tokens_per_expert_e) -> rows_RD.
+        """Networks of the local experts: (rows_RD, row_weights_R, rows_per_expert_e) -> rows_RD.
 
-        Holds `gate_up_proj` [e, 2F, D] and `down_proj` [e, D, F]; each row is scaled by its weight.
+        Rows come sorted by expert; each goes through its expert's network and is scaled by its
+        weight. Holds `gate_up_proj` [e, 2F, D] and `down_proj` [e, D, F].
         """
         ...
 
+    def row_multiple(self, experts: nn.Module) -> int:
+        """What the number of rows of each of these experts must be a multiple of."""
+        ...
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """Causal attention of [B, S, H, d] queries and keys over [B, S, H, V] values."""
+        """Causal attention of [B, H, S, d] queries and keys over [B, H, S, V] values."""
         ...

@@ -1,10 +1,11 @@
 """Plain torch layers, in the type of their weights; FP32 and BF16 on any device."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsv3.ops.attention import causal_attention
 from dsv3.ops.experts import grouped_mlp
+from dsv3.ops.norm import rms_norm
 
 
 class TorchBackend:
@@ -16,17 +17,33 @@ class TorchBackend:
 
     def rms_norm(self, width: int, eps: float) -> nn.Module:
         """x / rms(x) * `weight` [width], statistics in FP32."""
-        return nn.RMSNorm(width, eps=eps)
+        return TorchRmsNorm(width, eps)
 
     def experts(self, num_experts: int, hidden_size: int, intermediate_size: int) -> nn.Module:
         """Networks of the local experts; see `Backend.experts`."""
         return TorchExperts(num_experts, hidden_size, intermediate_size)
 
+    def row_multiple(self, experts: nn.Module) -> int:
+        """32 for BF16 on a CPU: oneDNN compiles a kernel for every new number of rows, for 1 ms."""
+        weight = next(experts.parameters())
+        return 32 if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else 1
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """Causal attention of [B, S, H, d] queries and keys over [B, S, H, V] values."""
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        return out.transpose(1, 2)
+        """Causal attention of [B, H, S, d] queries and keys over [B, H, S, V] values."""
+        return causal_attention(q, k, v, scale=scale)
+
+
+class TorchRmsNorm(nn.Module):
+    """x / rms(x) * weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 class TorchExperts(nn.Module):
@@ -39,10 +56,8 @@ class TorchExperts(nn.Module):
         )
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
 
-    def forward(
-        self, rows_RD: Tensor, row_weights_R: Tensor, tokens_per_expert_e: Tensor
-    ) -> Tensor:
+    def forward(self, rows_RD: Tensor, row_weights_R: Tensor, rows_per_expert_e: Tensor) -> Tensor:
         """Rows sorted by expert in, the same rows through their expert and weighted out."""
         return grouped_mlp(
-            rows_RD, row_weights_R, tokens_per_expert_e, self.gate_up_proj, self.down_proj
+            rows_RD, row_weights_R, rows_per_expert_e, self.gate_up_proj, self.down_proj
         )

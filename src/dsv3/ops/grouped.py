@@ -1,0 +1,76 @@
+"""Grouped products: each expert's weights times its own run of rows.
+
+Registered as operators, so that a compiled model calls them without looking at the numbers of rows,
+which change with every batch. Rows beyond those of the last expert are neither read nor written.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def grouped_product(rows_RI: Tensor, weights_eIO: Tensor, rows_per_expert_e: Tensor) -> Tensor:
+    """Rows of expert i times its matrix: [R, I] x [e, I, O] -> [R, O]; differentiable.
+
+    An expert without rows gets a gradient of zero.
+    """
+    out_RO: Tensor = torch.ops.dsv3.grouped_product(rows_RI, weights_eIO, rows_per_expert_e)
+    return out_RO
+
+
+def grouped_outer(left_RO: Tensor, right_RI: Tensor, rows_per_expert_e: Tensor) -> Tensor:
+    """left_i^T right_i over the rows of each expert: [e, O, I]."""
+    out_eOI: Tensor = torch.ops.dsv3.grouped_outer(left_RO, right_RI, rows_per_expert_e)
+    return out_eOI
+
+
+@torch.library.custom_op("dsv3::grouped_product", mutates_args=())
+def _product(rows: Tensor, weights: Tensor, rows_per_expert: Tensor) -> Tensor:
+    counts = rows_per_expert.tolist()
+    out = rows.new_empty(rows.shape[0], weights.shape[2])
+    start = 0
+    for weight, count in zip(weights.unbind(), counts, strict=True):
+        if count:
+            torch.mm(rows[start : start + count], weight, out=out[start : start + count])
+        start += count
+    return out
+
+
+@torch.library.custom_op("dsv3::grouped_outer", mutates_args=())
+def _outer(left: Tensor, right: Tensor, rows_per_expert: Tensor) -> Tensor:
+    counts = rows_per_expert.tolist()
+    out = left.new_empty(len(counts), left.shape[1], right.shape[1])
+    start = 0
+    for into, count in zip(out.unbind(), counts, strict=True):
+        if count:
+            torch.mm(left[start : start + count].t(), right[start : start + count], out=into)
+        else:
+            into.zero_()
+        start += count
+    return out
+
+
+@_product.register_fake
+def _(rows: Tensor, weights: Tensor, rows_per_expert: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], weights.shape[2])
+
+
+@_outer.register_fake
+def _(left: Tensor, right: Tensor, rows_per_expert: Tensor) -> Tensor:
+    return left.new_empty(rows_per_expert.shape[0], left.shape[1], right.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    rows, weights, rows_per_expert = ctx.saved_tensors
+    grad = grad.contiguous()
+    # The outer product is taken in the layout the weights are stored in, not in that of the view.
+    grad_weights = grouped_outer(grad, rows, rows_per_expert).transpose(1, 2)
+    return grouped_product(grad, weights.transpose(1, 2), rows_per_expert), grad_weights, None
+
+
+_product.register_autograd(_product_backward, setup_context=_keep)

@@ -1,9 +1,10 @@
-"""What this machine has: GPUs (through NVML), cores, memory; torch-free and quick."""
+"""What this machine has: GPUs (through NVML), cores, memory, packages; torch-free and quick."""
 
 import math
 import os
 import platform
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def describe_host() -> dict[str, Any]:
         "processor": _processor(),
         **record,
     }
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of a distribution, read from its metadata and without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def usable_cores(quota: Path = CPU_QUOTA) -> int:

@@ -1,6 +1,7 @@
 """`dsv3 completion SHELL`: what may follow the words typed so far, without composing anything."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _starting(typed: str, names: Iterable[str]) -> list[str]:
 
 def _config_dir(words: Sequence[str]) -> Path | None:
     """The directory given so far, if it is one; a wrong one is no reason to complete nothing."""
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option == "--config-dir" and Path(value).is_dir():
             return Path(value)
     return None

@@ -5,9 +5,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsv3.errors import Dsv3Error
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 WIDE = 240
 """Columns of a table that no terminal limits."""
@@ -28,18 +31,39 @@ def write_json(data: Any) -> None:
     write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """Print a table on stdout; the text is taken literally, not as markup."""
+def write_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence["str | Text"]],
+    *,
+    title: str = "",
+    numbers_from: int | None = None,
+) -> None:
+    """Print a table on stdout, headless without `columns`; text is taken literally, not as markup.
+
+    The columns from `numbers_from` on are flush right and never folded.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        table.add_column(Text(column), overflow="fold")
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=SIMPLE_HEAD if columns else None,
+        padding=(0, 2 if not columns else 1, 0, 0),
+        show_header=bool(columns),
+    )
+    for number in range(max(map(len, [columns, *rows]))):
+        is_number = numbers_from is not None and number >= numbers_from
+        table.add_column(
+            Text(columns[number]) if columns else "",
+            overflow="fold",
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+        )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
 
 

@@ -1,11 +1,10 @@
 """`dsv3 data prepare` and `dsv3 data inspect`."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsv3.commands.console import write, write_json, write_table
 from dsv3.commands.progress import preparation_progress
 from dsv3.config.compose import compose
 
@@ -60,24 +59,20 @@ def _samples(prepared: "Prepared", config: "RunConfig") -> list[dict[str, Any]]:
 
 def _show(prepared: "Prepared", *, as_json: bool, samples: list[dict[str, Any]] | None) -> None:
     if as_json:
-        report = _report(prepared) | ({} if samples is None else {"samples": samples})
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        write_json(_report(prepared) | ({} if samples is None else {"samples": samples}))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(_table(prepared))
-    console.print(f"directory        {prepared.directory}")
-    console.print(f"fingerprint      {prepared.fingerprint}")
-    console.print(f"vocabulary       {prepared.vocab_size} tokens")
-    console.print(
+    _write_domains(prepared)
+    write(f"directory        {prepared.directory}")
+    write(f"fingerprint      {prepared.fingerprint}")
+    write(f"vocabulary       {prepared.vocab_size} tokens")
+    write(
         f"unigram entropy  {prepared.unigram_entropy:.4f} nats per token,"
         f" {prepared.unigram_bits_per_byte:.4f} bits per byte (held-out text)"
     )
     for sample in samples or ():
         name = sample["domain"] if "domain" in sample else f"sample {sample['sample']}"
-        console.print(f"\n--- {sample['split']}, {_printable(name)}")
-        console.print(_printable(sample["text"][:SHOWN_CHARACTERS]))
+        write(f"\n--- {sample['split']}, {_printable(name)}")
+        write(_printable(sample["text"][:SHOWN_CHARACTERS]))
 
 
 def _report(prepared: "Prepared") -> dict[str, Any]:
@@ -94,19 +89,12 @@ def _report(prepared: "Prepared") -> dict[str, Any]:
     }
 
 
-def _table(prepared: "Prepared") -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("domain")
-    for heading in ("documents", "MB", "tokens", "bytes/token", "held out", "tokens"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    rows = [(_printable(name), counts.model_dump()) for name, counts in prepared.domains.items()]
-    keys = rows[0][1] if rows else ()
-    total = {key: sum(counts[key] for _, counts in rows) for key in keys}
-    for name, counts in (*rows, ("all", total)):
-        table.add_row(
+def _write_domains(prepared: "Prepared") -> None:
+    domains = [(_printable(name), counts.model_dump()) for name, counts in prepared.domains.items()]
+    keys = domains[0][1] if domains else ()
+    total = {key: sum(counts[key] for _, counts in domains) for key in keys}
+    rows = [
+        (
             name,
             f"{counts['train_documents']:,}",
             f"{counts['train_bytes'] / 1e6:,.2f}",
@@ -115,7 +103,10 @@ def _table(prepared: "Prepared") -> Any:
             f"{counts['validation_documents']:,}",
             f"{counts['validation_tokens']:,}",
         )
-    return table
+        for name, counts in (*domains, ("all", total))
+    ]
+    columns = ("domain", "documents", "MB", "tokens", "bytes/token", "held out", "tokens")
+    write_table(columns, rows, numbers_from=1)
 
 
 def _printable(text: str) -> str:

@@ -1,7 +1,5 @@
 """`dsv3 doctor`: what is here, what is missing, and what to do about it; imports nothing heavy."""
 
-import json
-import netrc
 import os
 import platform
 import shutil
@@ -11,16 +9,15 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from dsv3.commands.console import write_json, write_table
 from dsv3.config.locations import shipped
-from dsv3.config.root import RunConfig
-from dsv3.machine import Machine, this_machine
+from dsv3.data.cache import cache_root
+from dsv3.files import probe_writable, reason
+from dsv3.machine import Machine, installed_version, this_machine
 from dsv3.plan.capacity import describe_machine
 from dsv3.plan.quantities import size
 
@@ -51,9 +48,9 @@ def doctor(*, as_json: bool) -> int:
     """Print every check; 0, or 3 if any of them fails."""
     checks = all_checks()
     if as_json:
-        print(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+        write_json({"checks": [asdict(check) for check in checks]})
     else:
-        _print_table(checks)
+        write_table((), [_row(check) for check in checks])
     return 3 if any(check.status == "fail" for check in checks) else 0
 
 
@@ -80,14 +77,6 @@ def requirements() -> list[Requirement]:
         lines = project["project"]["dependencies"]
     wanted = map(Requirement, lines)
     return [line for line in wanted if line.marker is None or line.marker.evaluate({"extra": ""})]
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of a distribution, read from its metadata and without importing it."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def check_python(version: tuple[int, int]) -> Check:
@@ -148,7 +137,9 @@ def check_compiler() -> Check:
 
 def check_wandb_key() -> Check:
     """Whether there is a key, never what it is; without one tracking=wandb stays offline."""
-    there = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc(_wandb_host())
+    from dsv3.train.mirror import has_wandb_key
+
+    there = has_wandb_key(os.environ)
     return Check("wandb key", "ok", "yes" if there else "no: tracking=wandb will be offline")
 
 
@@ -164,24 +155,19 @@ def check_configuration() -> list[Check]:
     return [
         Check("configuration", "ok", f"composes from {shipped('conf')}"),
         check_directory("run_root", Path(config.run_root), "run_root=..."),
-        check_directory("cache", cache_directory(config), "data.cache_dir=..."),
+        check_directory("cache", cache_root(config.data.cache_dir), "data.cache_dir=..."),
     ]
-
-
-def cache_directory(config: RunConfig) -> Path:
-    """Where prepared data is kept: as configured, or the user's cache directory."""
-    if config.data.cache_dir is not None:
-        return Path(config.data.cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsv3"
 
 
 def check_directory(name: str, path: Path, setting: str) -> Check:
     """Can `path` be written, or made, and is there room? Nothing is made to find out."""
     path = path.absolute()
     exists = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
-        what = "is no directory" if not exists.is_dir() else "cannot be written"
-        return Check(name, "fail", f"{path}: {exists} {what}", f"point {setting} elsewhere")
+    try:
+        probe_writable(exists)
+    except OSError as error:
+        detail = f"{path}: {exists} cannot be written ({reason(error)})"
+        return Check(name, "fail", detail, f"point {setting} elsewhere")
     free = shutil.disk_usage(exists).free
     detail = f"{path}: {size(free)} free"
     if free < FREE_BYTES_WANTED:
@@ -189,22 +175,6 @@ def check_directory(name: str, path: Path, setting: str) -> Check:
     return Check(name, "ok", detail)
 
 
-def _wandb_host() -> str:
-    return urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname or "api.wandb.ai"
-
-
-def _in_netrc(host: str) -> bool:
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _print_table(checks: list[Check]) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for check in checks:
-        status = f"[{STYLES[check.status]}]{check.status}[/]"
-        remedy = f" -> {check.remedy}" if check.remedy else ""
-        table.add_row(status, check.name, escape(f"{check.detail}{remedy}"))
-    Console().print(table)
+def _row(check: Check) -> tuple[Text, str, str]:
+    remedy = f" -> {check.remedy}" if check.remedy else ""
+    return Text(check.status, STYLES[check.status]), check.name, f"{check.detail}{remedy}"

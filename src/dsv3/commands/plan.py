@@ -1,14 +1,10 @@
 """`dsv3 plan`: what a run, or every run of a sweep, is and takes, before anything starts."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-
+from dsv3.commands.console import write_json, write_table
 from dsv3.config.compose import Composed, compose
 from dsv3.plan.description import describe_layout
 from dsv3.plan.quantities import count, flops, size
@@ -34,14 +30,9 @@ def plan(
 def _print_run(composed: Composed, *, as_json: bool) -> None:
     record = _record(composed)
     if as_json:
-        _print_json(record)
+        write_json(record)
         return
-    table = Table(title=f"{record['model']}: the plan", show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _rows(composed, record):
-        table.add_row(name, value)
-    Console().print(table)
+    write_table((), _rows(composed, record), title=f"{record['model']}: the plan")
 
 
 def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -95,23 +86,18 @@ def _step(composed: Composed) -> str:
 def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
     records = [_record(composed) for composed in runs]
     if as_json:
-        _print_json({"runs": records})
+        write_json({"runs": records})
         return
-    title = f"The plan of {len(records)} runs"
-    table = Table(title=title, show_footer=True, box=SIMPLE, padding=(0, 1, 0, 0))
-    footers = {
-        "tokens": count(sum(record["tokens"] for record in records)),
-        "FLOPs": _bare(flops(sum(record["total_flops"] for record in records))),
-    }
-    table.add_column("run", overflow="fold", footer="all runs", min_width=14)
     columns = ("total", "active", "FLOPs\nper token", "tokens", "FLOPs", "ranks", "state\nper rank")
-    for name in columns:
-        table.add_column(name, justify="right", footer=footers.get(name, ""))
     shared = set.intersection(*(set(record["overrides"]) for record in records))
+    rows = []
     for record in records:
         differs = [override for override in record["overrides"] if override not in shared]
-        table.add_row("\n".join(differs or record["overrides"]), *_cells(record))
-    Console().print(table)
+        rows.append(("\n".join(differs or record["overrides"]), *_cells(record)))
+    tokens = count(sum(record["tokens"] for record in records))
+    in_all = _bare(flops(sum(record["total_flops"] for record in records)))
+    rows.append(("all runs", "", "", "", tokens, in_all, "", ""))
+    write_table(("run", *columns), rows, title=f"The plan of {len(records)} runs", numbers_from=1)
 
 
 def _cells(record: dict[str, Any]) -> tuple[str, ...]:
@@ -133,8 +119,3 @@ def _bare(quantity: str) -> str:
 
 def _record(composed: Composed) -> dict[str, Any]:
     return {"overrides": list(composed.overrides), **plan_record(composed.config)}
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    # Not through rich, which would wrap and colour what a script reads.
-    print(json.dumps(value, indent=2))

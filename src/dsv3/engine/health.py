@@ -36,7 +36,7 @@ def non_finite_names(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> list[
     """Names of the first few tensors with a NaN or an infinity in them."""
     names: list[str] = []
     for name, tensor in named_tensors:
-        if not bool(torch.isfinite(tensor).all()):
+        if _is_bad(tensor):
             names.append(name)
         if len(names) == LARGEST_NUMBER_OF_NAMES:
             break

@@ -14,7 +14,6 @@ DONE | FAILED     the result, or the failure, as JSON
 """
 
 import hashlib
-import os
 import stat
 import uuid
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from typing import Any
 import yaml
 
 import dsv3
+from dsv3.config.diff import differences
 from dsv3.config.root import RunConfig
 from dsv3.errors import ConfigError, DataError, Dsv3Error, Problem
 from dsv3.files import new_directory, probe_writable, storage_error, write_synced
@@ -186,7 +186,7 @@ class RunDirectory:
         self.check_frozen(str(provenance.record["data_fingerprint"]))
         with LineLog(self.attempts_path) as log:
             attempt = 1 + len(self.attempts())
-            changed = _differences(self.config(), config)
+            changed = _changed(self.config(), config)
             log.append({"attempt": attempt, **provenance.record, "changed": changed})
             log.sync()
         if provenance.diff_file is not None:
@@ -271,20 +271,9 @@ def _to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _differences(before: RunConfig, now: RunConfig) -> dict[str, Any]:
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(now.model_dump(mode="json"))
-    return {key: value for key, value in new.items() if old.get(key, os) != value}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _changed(before: RunConfig, now: RunConfig) -> dict[str, Any]:
+    both = differences([config.model_dump(mode="json") for config in (before, now)])
+    return {key: value for key, (_, value) in both.items()}
 
 
 def _version(frozen: dict[str, Any]) -> str:

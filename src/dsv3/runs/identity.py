@@ -31,10 +31,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include=_INCLUDED, exclude=_EXCLUDED)
 
 
-def identity_hash(config: RunConfig) -> str:
-    """The first digits of the SHA-256 of the identity as canonical JSON."""
+def identity_digest(config: RunConfig) -> str:
+    """SHA-256 (64 hex digits) of the identity as canonical JSON."""
     canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def run_id(config: RunConfig) -> str:
@@ -46,7 +46,7 @@ def run_id(config: RunConfig) -> str:
     if config.run.tag is not None:
         parts.append(config.run.tag)
     readable = [_readable(part) for part in parts]
-    return "-".join([*filter(None, readable), identity_hash(config)])
+    return "-".join([*filter(None, readable), identity_digest(config)[:HASH_DIGITS]])
 
 
 def _readable(text: str) -> str:

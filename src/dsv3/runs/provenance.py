@@ -5,7 +5,6 @@ stripped of URL credentials and of every value that a secret-looking environment
 """
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 import dsv3
 from dsv3.config.root import RunConfig
-from dsv3.machine import describe_host
+from dsv3.machine import describe_host, installed_version
 
 MAX_DIFF_BYTES = 1 << 20
 _GIT_TIMEOUT_S = 10
@@ -129,13 +128,9 @@ def _layout(config: RunConfig) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"dsv3": dsv3.__version__}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {name: installed_version(name) for name in _DISTRIBUTIONS}
+    there = {name: version for name, version in found.items() if version is not None}
+    return {"dsv3": dsv3.__version__, **there}
 
 
 def _git(checkout: Path) -> tuple[dict[str, Any], str]:

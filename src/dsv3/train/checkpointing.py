@@ -1,19 +1,18 @@
 """When a run saves and where it goes on: the engine's fragments meet the checkpoint store."""
 
-import hashlib
-import json
 from typing import TYPE_CHECKING
 
 import torch
 
+from dsv3.checkpoint.manifest import Identity
 from dsv3.checkpoint.random_state import capture_random_state, restore_random_state
 from dsv3.checkpoint.reader import Checkpoint
-from dsv3.checkpoint.store import CheckpointStore, Identity, Search
+from dsv3.checkpoint.store import CheckpointStore, Search
 from dsv3.config.root import RunConfig
 from dsv3.engine.engine import TrainingEngine
 from dsv3.errors import CheckpointError, Problem
 from dsv3.runs.directory import RunDirectory
-from dsv3.runs.identity import identity
+from dsv3.runs.identity import identity_digest
 from dsv3.runs.records import read_lines
 from dsv3.train.position import Position
 
@@ -28,10 +27,8 @@ class Checkpoints:
         self._run = run
         self._config = config
         self._device = device
-        canonical = json.dumps(identity(config), sort_keys=True)
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
         self._store = CheckpointStore(
-            run.checkpoints, Identity(run_id=run.id, config_sha256=digest)
+            run.checkpoints, Identity(run_id=run.id, config_sha256=identity_digest(config))
         )
         self.newest: str | None = None
         self._saved_step: int | None = None

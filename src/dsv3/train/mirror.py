@@ -176,9 +176,16 @@ def wandb_mode(environment: Mapping[str, str]) -> Any:
     """
     if environment.get("WANDB_MODE"):
         return None
-    url = environment.get("WANDB_BASE_URL") or _WANDB_URL
-    has_key = bool(environment.get("WANDB_API_KEY")) or _in_netrc(url, environment)
-    return "online" if has_key and _answers(url) else "offline"
+    return "online" if has_wandb_key(environment) and _answers(_url(environment)) else "offline"
+
+
+def has_wandb_key(environment: Mapping[str, str]) -> bool:
+    """Whether there is a key for W&B's server, in the environment or in the user's netrc file."""
+    return bool(environment.get("WANDB_API_KEY")) or _in_netrc(_url(environment), environment)
+
+
+def _url(environment: Mapping[str, str]) -> str:
+    return environment.get("WANDB_BASE_URL") or _WANDB_URL
 
 
 def _in_netrc(url: str, environment: Mapping[str, str]) -> bool:

@@ -61,6 +61,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
         "multirun": True,
         "config_dir": Path("mine"),
         "dry_run": True,
+        "retry": False,
         "as_json": True,
     }
     assert calls == [("train.train", (["seed=1,2", "balance=none"],), options)]

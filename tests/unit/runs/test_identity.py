@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from dsv3.config.root import RunConfig
 from dsv3.config.section import Section
-from dsv3.runs.identity import HASH_DIGITS, identity, identity_hash, run_id
+from dsv3.runs.identity import HASH_DIGITS, identity, identity_digest, run_id
 
 # A new key of the schema has to go on one of these lists: does it change what is computed?
 INSIDE = """
@@ -82,7 +82,7 @@ def test_every_key_of_the_schema_is_classified_once() -> None:
 @pytest.mark.parametrize("key", INSIDE)
 def test_a_key_inside_changes_the_id(shipped_config: RunConfig, key: str) -> None:
     with warnings.catch_warnings(action="ignore"):  # pydantic: a value its type would refuse
-        assert identity_hash(changed(shipped_config, key)) != identity_hash(shipped_config)
+        assert identity_digest(changed(shipped_config, key)) != identity_digest(shipped_config)
 
 
 @pytest.mark.parametrize("key", OUTSIDE)

@@ -1,4 +1,8 @@
-"""Signals only set a flag, and the first one decides."""
+"""Signals only set a flag, and the first one decides.
+
+They are raised for this thread: sent to the process, the kernel may give them to a thread that a
+library left behind, which does not hold them.
+"""
 
 import os
 import signal
@@ -25,7 +29,7 @@ def test_a_signal_is_remembered_and_becomes_its_exit_code(
 ) -> None:
     with StopRequest() as stop:
         assert not stop.requested
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.requested
     raised = stop.as_error(12)
     assert isinstance(raised, error)
@@ -36,7 +40,7 @@ def test_a_signal_is_remembered_and_becomes_its_exit_code(
 def test_further_signals_change_nothing() -> None:
     with StopRequest() as stop:
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         assert stop.signal is signal.SIGINT
 
 
@@ -51,7 +55,7 @@ def test_under_nohup_a_hang_up_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not stop.requested
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -62,7 +66,7 @@ def test_a_held_signal_waits_for_the_request() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
         hold_stop_signals()
-        os.kill(os.getpid(), signal.SIGUSR1)  # not held, it would end this process
+        signal.raise_signal(signal.SIGUSR1)  # not held, it would end this process
         with StopRequest() as stop:
             assert stop.signal is signal.SIGUSR1
     finally:

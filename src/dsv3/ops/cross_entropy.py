@@ -10,8 +10,9 @@ from torch.autograd import Function
 
 from dsv3.ops.precision import at_least_fp32
 
-# Logits held at once; a chunk of rows is as tall as this allows.
+# Logits held at once: this many, but not fewer than so many rows, to keep the products efficient.
 CHUNK_ELEMENTS = 1 << 22
+CHUNK_ROWS = 256
 
 
 def linear_cross_entropy(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) -> Tensor:
@@ -20,6 +21,8 @@ def linear_cross_entropy(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor)
     The head runs over chunks of rows. Their gradients are made on the way, so that no logits are
     kept for the backward pass, which only scales them by the gradient from above.
     """
+    if not torch.is_grad_enabled():
+        return linear_token_losses(hidden_TD, weight_XD, labels_T).mean()
     loss: Tensor = _LinearCrossEntropy.apply(hidden_TD, weight_XD, labels_T)  # type: ignore[no-untyped-call]
     return loss
 
@@ -57,7 +60,7 @@ def loss_and_gradient(logits_TX: Tensor, labels_T: Tensor) -> tuple[Tensor, Tens
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    step = max(1, CHUNK_ELEMENTS // vocab_size)
+    step = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocab_size)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

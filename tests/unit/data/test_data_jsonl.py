@@ -118,7 +118,7 @@ def test_truncated_compression_is_found(compress, keep, records, tmp_path):
     compressed = compress(content)
     path = tmp_path / "a.jsonl"
     path.write_bytes(compressed[: int(len(compressed) * keep)])
-    with pytest.raises(DataError, match="truncated"):
+    with pytest.raises(DataError, match="the compressed file is truncated"):
         collect(path, tmp_path)
 
 

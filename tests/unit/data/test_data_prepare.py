@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dsv3.data.cache import cache_root
+from dsv3.data.documents import DocumentHash
 from dsv3.data.prepare import prepare
 from dsv3.data.prepared import open_prepared
 from dsv3.data.samples import TrainingSamples
@@ -206,6 +207,7 @@ def test_shards_of_any_length_hold_the_same_stream(
 KILLED = """
 import os, signal, sys
 from dsv3.config.data import DataConfig
+from dsv3.data.documents import DocumentHash
 from dsv3.data.prepare import prepare
 def progress(stage, done, total):
     if stage == sys.argv[2]:
@@ -293,6 +295,16 @@ def test_the_users_tokenizer_gives_the_same_text(prepared_text, data_config, tmp
     tokenizer.write_text(json.dumps(changed))
     edited = prepare(data_config(tmp_path / "text.jsonl", tokenizer=str(tokenizer)), vocab_size=300)
     assert edited.fingerprint != prepared_text.fingerprint
+
+
+def test_the_tokenizer_does_not_see_held_out_text(prepared_text, records, write_jsonl, data_config):
+    unseen = (f"unseen unseen {number} " * 20 for number in range(1_000))
+    held_out = [text for text in unseen if DocumentHash.of(text.encode()).is_validation(0.1)]
+    assert len(held_out) > 50
+    more = [*records, *({"text": text, "domain": "web"} for text in held_out)]
+    prepared = prepare(data_config(write_jsonl(more)), vocab_size=300)
+    assert prepared.domains["web"].validation_documents >= len(held_out)
+    assert prepared.tokenizer_path.read_bytes() == prepared_text.tokenizer_path.read_bytes()
 
 
 def test_training_the_tokenizer_is_deterministic_across_processes(prepared_text, tmp_path):

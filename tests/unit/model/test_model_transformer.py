@@ -1,0 +1,95 @@
+"""The model as a sequence of layers: stages, losses, meta construction."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsv3.config.model import ModelConfig
+from dsv3.model.transformer import Transformer
+
+Build = Callable[..., Transformer]
+Batch = tuple[Tensor, Tensor]
+
+
+def test_stages_in_a_row_are_the_whole_bit_for_bit(
+    config: ModelConfig, build: Build, batch: Batch
+) -> None:
+    whole = build(config)
+    stages = [build(config, layers=range(*cut)) for cut in ((0, 1), (1, 3), (3, 4))]
+    stream = stages[0].embed(batch[0])
+    for stage in stages:
+        stream = stage.run_blocks(*stream)
+    loss = stages[-1].loss(*stream, batch[1])
+    expected = whole(*batch)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    gradients = {name: p.grad for name, p in whole.named_parameters()}
+    for stage in stages:
+        assert all(torch.equal(p.grad, gradients[name]) for name, p in stage.named_parameters())
+
+
+def test_losses_agree_with_the_logits(config: ModelConfig, build: Build, batch: Batch) -> None:
+    model = build(config)
+    logits = model.logits(batch[0])
+    by_token = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none")
+    losses = model.token_losses(*batch)
+    assert losses.shape == batch[1].shape
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses, by_token.detach())
+    torch.testing.assert_close(model(*batch), by_token.mean())
+
+
+def test_no_token_sees_the_future(config: ModelConfig, build: Build, batch: Batch) -> None:
+    model = build(config)
+    changed = batch[0].clone()
+    changed[:, 9] = (changed[:, 9] + 1) % config.vocab_size
+    before, after = model.logits(batch[0]), model.logits(changed)
+    # Batched products may take another path for other rows, hence no bit-equality.
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert (before[:, 9:] - after[:, 9:]).abs().amax(dim=(0, 2)).min() > 1e-6
+
+
+def test_an_evaluation_without_autograd_does_not_spoil_the_next_step(
+    config: ModelConfig, build: Build, batch: Batch
+) -> None:
+    model = build(config)
+    with torch.inference_mode():
+        model.eval().token_losses(*batch)
+    model.train()(*batch).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_other_lengths_after_each_other(config: ModelConfig, build: Build, batch: Batch) -> None:
+    model = build(config)
+    long = model.logits(batch[0])
+    torch.testing.assert_close(model.logits(batch[0][:, :5]), long[:, :5])
+    assert torch.equal(model.logits(batch[0]), long)
+
+
+def test_a_model_too_large_for_this_machine_is_built_on_meta(config: ModelConfig) -> None:
+    from dsv3.model.backends.torch import TorchBackend
+    from dsv3.parallel.dispatch import LocalDispatcher
+
+    huge = config.model_copy(
+        update={"hidden_size": 7168, "moe_intermediate_size": 2048, "n_routed_experts": 256}
+    )
+    with torch.device("meta"):
+        model = Transformer(huge, backend=TorchBackend(), dispatcher=LocalDispatcher(256))
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    assert sum(p.numel() for p in model.parameters()) > 30e9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_follow_the_weights_and_the_loss_is_fp32(
+    config: ModelConfig, build: Build, batch: Batch, dtype: torch.dtype
+) -> None:
+    model = build(config, dtype=dtype)
+    assert model.logits(batch[0]).dtype == dtype
+    loss = model(*batch)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in model.parameters())

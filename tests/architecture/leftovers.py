@@ -26,7 +26,8 @@ KNOWN_HOSTS = {
     "semver.org",
     "www.apache.org",
 }
-URL = re.compile(r"https?://([\w.-]+)")
+URL = re.compile(r"https?://(?:[^/\s@]*@)?([\w.-]+)")
+RESERVED_HOST = re.compile(r"(?:[\w-]+\.)*example\.org")  # for examples, nobody's (RFC 2606)
 INDEX_OPTION = re.compile(r"--(?:(?:extra-)?index.url|find.links|trusted.host)")
 # An absolute path below a directory that differs from machine to machine.
 MACHINE_PATH = re.compile(r"(?<![\w.~/:}-])/(?:home|root|Users|mnt|opt|scratch|srv|tmp|work)/\w")
@@ -83,7 +84,8 @@ def text_findings(files: list[Path], root: Path) -> list[str]:
 
 
 def _traces(line: str) -> list[str]:
-    found = [f"address on {host}" for host in URL.findall(line) if host not in KNOWN_HOSTS]
+    hosts = [host for host in URL.findall(line) if not RESERVED_HOST.fullmatch(host)]
+    found = [f"address on {host}" for host in hosts if host not in KNOWN_HOSTS]
     if MACHINE_PATH.search(line):
         found.append("path of one machine")
     if INDEX_OPTION.search(line):

@@ -61,6 +61,7 @@ def test_harmless_lookalikes_pass(tmp_path: Path) -> None:
         ("a.md", "see /" + "tmp/notes"),
         ("Makefile", "pip install --index" + "-url x"),
         ("a.md", "from https:" + "//mirror.example.net/simple"),
+        ("a.md", "from https:" + "//me:word@mirror.example.net/simple"),
         ("a.py", "# TO" + "DO: later"),
         ("a.py", "name = 'na\u00efve'"),
     ],
@@ -76,6 +77,7 @@ def test_allowed_texts_pass(tmp_path: Path) -> None:
     path.write_text(
         "# TO" + "DO(someone): later\n"
         "# https://arxiv.org/abs/2412.19437\n"
+        "# https://me:word@dashboard.example.org/x\n"
         "path = 'runs/home/x', '{root}/tmp/x', '~/work/x'\n"
     )
     assert text_findings([path], tmp_path) == []

@@ -41,7 +41,8 @@ def sums(text, answer):
 def nested(text, answer):
     expression = re.search(r"\(.*\)", text)
     inside = expression.group() if expression else re.search(NUMBER, text).group()
-    return eval(re.sub(r"(\d+)", r"Fraction(\1)", inside), {"Fraction": Fraction})
+    value = sympy.sympify(inside)
+    return Fraction(int(value.p), int(value.q))
 
 
 def equation(text, answer):

@@ -170,7 +170,6 @@ def test_validation_samples_are_even_over_domains_and_within_their_streams(text,
 
 def test_unigram_loss_on_all_targets_is_the_unigram_entropy(text, plain):
     prepared, _ = text
-    _, held_out = plain
     counts = Counter(plain[0])
     samples = validation_samples(prepared, LENGTH, 12)
     targets = list(itertools.chain.from_iterable(sample.ids[1:].tolist() for sample in samples))

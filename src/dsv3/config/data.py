@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dsv3.config.section import Section, field
 
@@ -30,23 +30,3 @@ class DataConfig(Section):
     )
     validation_fraction: float = field("Share of documents held out.", gt=0, lt=1)
     cache_dir: str | None = field("Where shards are kept; null: the user's cache directory.")
-
-    @model_validator(mode="after")
-    def _source_and_its_keys_agree(self) -> "DataConfig":
-        shares = self.domain_shares
-        match self.source:
-            case "jsonl" if not self.path:
-                raise ValueError("data.path=null: data=jsonl needs files; set data.path=FILES")
-            case "jsonl" if shares is not None:
-                raise ValueError(
-                    "data.domain_shares: for data=installed_text only; set data.domain_shares=null"
-                )
-            case "installed_text" if self.path is not None:
-                raise ValueError(
-                    f"data.path={self.path}: data=installed_text reads no path; add data=jsonl"
-                )
-            case "installed_text" if not shares or sum(shares.values()) <= 0:
-                raise ValueError(
-                    "data.domain_shares: data=installed_text needs a positive share of a domain"
-                )
-        return self

@@ -181,15 +181,27 @@ def vocabulary_fits_the_embedding(config: RunConfig) -> Iterator[Problem]:
 def source_has_its_path(config: RunConfig) -> Iterator[Problem]:
     """Only the user's own files have a path."""
     source, path = config.data.source, config.data.path
-    if source == "jsonl" and path is None:
-        yield Problem(
-            "data.path=null", "data.source=jsonl needs a path", "add data.path=FILE_OR_DIRECTORY"
-        )
+    if source == "jsonl" and not path:
+        setting = "data.path=null" if path is None else "data.path="
+        yield Problem(setting, "data.source=jsonl needs a path", "add data.path=FILE_OR_DIRECTORY")
     if source == "installed_text" and path is not None:
         yield Problem(
             f"data.path={path}",
             "data.source=installed_text finds its text by itself",
             "add data=jsonl to train on the path, or leave the path out",
+        )
+
+
+def source_has_its_shares(config: RunConfig) -> Iterator[Problem]:
+    """Installed text is shared out over domains; the domains of files keep their proportions."""
+    source, shares = config.data.source, config.data.domain_shares
+    if source == "jsonl" and shares is not None:
+        yield Problem("data.domain_shares", "for data.source=installed_text only", "set it to null")
+    if source == "installed_text" and (not shares or sum(shares.values()) <= 0):
+        yield Problem(
+            "data.domain_shares",
+            "data.source=installed_text needs a positive share of a domain",
+            "set data.domain_shares.python=1, say",
         )
 
 
@@ -230,6 +242,7 @@ RULES = (
     curves_end_with_the_axis,
     vocabulary_fits_the_embedding,
     source_has_its_path,
+    source_has_its_shares,
     bias_has_experts_to_balance,
 )
 

@@ -56,9 +56,9 @@ def prepare(config: DataConfig, *, vocab_size: int, progress: Progress = quiet) 
 def collect(config: DataConfig, facts: FileFacts, progress: Progress = quiet) -> Source:
     """Find and check the text of `config` without keeping it; raises DataError."""
     if config.source == "jsonl":
-        assert config.path is not None, "the schema asks for it"
+        assert config.path is not None, "a rule asks for it"
         return collect_jsonl(config.path, config.max_bytes, facts, progress)
-    assert config.domain_shares is not None, "the schema asks for them"
+    assert config.domain_shares is not None, "a rule asks for them"
     shares = {str(domain): share for domain, share in config.domain_shares.items()}
     return collect_installed_text(shares, config.max_bytes, facts, progress)
 

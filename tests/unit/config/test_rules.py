@@ -48,7 +48,7 @@ RANKS = {
     "schedule.micro_batch_size": 8,
     "schedule.global_batch_size": 32,
 }
-JSONL = {"data.source": "jsonl", "data.path": "x.jsonl"}
+JSONL = {"data.source": "jsonl", "data.path": "x.jsonl", "data.domain_shares": None}
 
 # rule -> (a base that keeps it, what breaks it, the message)
 CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
@@ -189,6 +189,32 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {"data.source": "installed_text"},
         "data.path=x.jsonl: data.source=installed_text finds its text by itself; add data=jsonl"
         " to train on the path, or leave the path out",
+    ),
+    (
+        rules.source_has_its_path,
+        JSONL,
+        {"data.path": ""},
+        "data.path=: data.source=jsonl needs a path; add data.path=FILE_OR_DIRECTORY",
+    ),
+    (
+        rules.source_has_its_shares,
+        JSONL,
+        {"data.domain_shares": {"python": 1.0}},
+        "data.domain_shares: for data.source=installed_text only; set it to null",
+    ),
+    (
+        rules.source_has_its_shares,
+        {},
+        {"data.domain_shares": None},
+        "data.domain_shares: data.source=installed_text needs a positive share of a domain;"
+        " set data.domain_shares.python=1, say",
+    ),
+    (
+        rules.source_has_its_shares,
+        {},
+        {"data.domain_shares": {"math": 0.0}},
+        "data.domain_shares: data.source=installed_text needs a positive share of a domain;"
+        " set data.domain_shares.python=1, say",
     ),
     (
         rules.bias_has_experts_to_balance,

@@ -87,7 +87,7 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize("content,message", BAD_LINES.values(), ids=BAD_LINES.keys())
+@pytest.mark.parametrize(("content", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())
 def test_a_bad_line_is_named_and_nothing_is_left(content, message, tmp_path, data_config):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(GOOD + content + GOOD)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsv3.config.data import DataConfig
 from dsv3.data.cache import cache_root
 from dsv3.data.documents import DocumentHash
 from dsv3.data.prepare import prepare
@@ -138,6 +137,12 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def read_all(directory: Path) -> None:
+    opened = open_prepared(directory)
+    for stream in (opened.train, *opened.validation.values()):
+        stream.slice(0, len(stream))
+
+
 def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(prepared_text, tmp_path):
     names = sorted(path.name for path in prepared_text.directory.iterdir())
     assert len(names) >= 6
@@ -146,9 +151,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(prepared_text, tm
         shutil.copytree(prepared_text.directory, copy)
         flip_bit(copy / name)
         with pytest.raises(DataError, match=name) as caught:
-            opened = open_prepared(copy)
-            for stream in (opened.train, *opened.validation.values()):
-                stream.slice(0, len(stream))
+            read_all(copy)
         assert caught.value.exit_code == 6
         shutil.rmtree(copy)
 
@@ -265,7 +268,7 @@ def test_a_preparer_that_fails_lets_the_next_one_try(records, write_jsonl, data_
         if stage == "write":
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(CapacityError, match="No space left on device.*data.cache_dir=DIRECTORY"):
+    with pytest.raises(CapacityError, match=r"No space left on device.*data\.cache_dir=DIRECTORY"):
         prepare(config, vocab_size=300, progress=full)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
     assert len(prepare(config, vocab_size=300).train) > 0
@@ -326,14 +329,14 @@ def test_training_the_tokenizer_is_deterministic_across_processes(prepared_text,
 
 
 def test_the_cache_is_where_the_user_says_or_the_platform_does(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/a/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache_root("/mine") == Path("/mine")
-    assert cache_root("~/mine") == Path("/home/someone/mine")
+    assert cache_root("~/mine") == Path("/a/home/someone/mine")
     assert cache_root("~nobody-has-this-name/x") == Path("~nobody-has-this-name/x").absolute()
     assert cache_root(None) == Path("/xdg/dsv3")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_root(None) == Path("/home/someone/.cache/dsv3")
+    assert cache_root(None) == Path("/a/home/someone/.cache/dsv3")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
@@ -374,25 +377,6 @@ def test_neither_torch_nor_hydra_is_needed_to_prepare_and_read(
         check=True,
     )
     assert run.stdout == "[]\n"
-
-
-@pytest.mark.parametrize(
-    "changes,message",
-    [
-        ({"path": None}, "data=jsonl needs files; set data.path=FILES"),
-        ({"domain_shares": {"python": 1.0}}, "for data=installed_text only"),
-        ({"source": "installed_text", "path": "x"}, "reads no path; add data=jsonl"),
-        ({"source": "installed_text", "path": None}, "needs a positive share"),
-        (
-            {"source": "installed_text", "path": None, "domain_shares": {"math": 0.0}},
-            "needs a positive share",
-        ),
-    ],
-)
-def test_a_source_and_its_keys_must_agree(changes, message, data_config):
-    values = data_config("x").model_dump() | changes
-    with pytest.raises(ValueError, match=message):
-        DataConfig(**values)
 
 
 def test_too_little_text_for_one_batch_names_the_counts(prepared_text):

@@ -72,7 +72,7 @@ def word_level() -> str:
 
 
 @pytest.mark.parametrize(
-    "content,message",
+    ("content", "message"),
     [
         ("", "not a tokenizer.json"),
         ("{}", "not a tokenizer.json"),

@@ -27,28 +27,35 @@ def grouped_outer(left_RO: Tensor, right_RI: Tensor, rows_per_expert_e: Tensor) 
 
 @torch.library.custom_op("dsv3::grouped_product", mutates_args=())
 def _product(rows: Tensor, weights: Tensor, rows_per_expert: Tensor) -> Tensor:
-    counts = rows_per_expert.tolist()
     out = rows.new_empty(rows.shape[0], weights.shape[2])
-    start = 0
-    for weight, count in zip(weights.unbind(), counts, strict=True):
-        if count:
-            torch.mm(rows[start : start + count], weight, out=out[start : start + count])
-        start += count
+    parts = zip(
+        _runs(rows, rows_per_expert), weights.unbind(), _runs(out, rows_per_expert), strict=True
+    )
+    for run, weight, into in parts:
+        if run.shape[0]:
+            torch.mm(run, weight, out=into)
     return out
 
 
 @torch.library.custom_op("dsv3::grouped_outer", mutates_args=())
 def _outer(left: Tensor, right: Tensor, rows_per_expert: Tensor) -> Tensor:
-    counts = rows_per_expert.tolist()
-    out = left.new_empty(len(counts), left.shape[1], right.shape[1])
-    start = 0
-    for into, count in zip(out.unbind(), counts, strict=True):
-        if count:
-            torch.mm(left[start : start + count].t(), right[start : start + count], out=into)
+    out = left.new_empty(rows_per_expert.shape[0], left.shape[1], right.shape[1])
+    parts = zip(
+        _runs(left, rows_per_expert), _runs(right, rows_per_expert), out.unbind(), strict=True
+    )
+    for left_run, right_run, into in parts:
+        if left_run.shape[0]:
+            torch.mm(left_run.t(), right_run, out=into)
         else:
             into.zero_()
-        start += count
     return out
+
+
+def _runs(rows: Tensor, rows_per_expert: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each expert."""
+    counts = rows_per_expert.tolist()
+    runs: tuple[Tensor, ...] = rows[: sum(counts)].split(counts)
+    return runs
 
 
 @_product.register_fake

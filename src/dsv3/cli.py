@@ -15,6 +15,8 @@ import typer
 
 BROKEN_PIPE = 141
 """What a shell reports for a reader that went away early: 128 + SIGPIPE."""
+INTERRUPTED = 130
+"""The same for Ctrl-C, outside of training: nothing is half done, nothing needed saving."""
 
 app = typer.Typer(
     name="dsv3",
@@ -205,6 +207,9 @@ def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int
 
 def main() -> NoReturn:
     """Entry point of the `dsv3` command."""
+    from dsv3.commands import streams
+
+    streams.open_all()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -232,22 +237,35 @@ def _show(overrides: list[str] | None, what: str, **options: Any) -> int:
 
 def _call(module: str, verb: str, *arguments: Any, **options: Any) -> int:
     """Run the body of a verb; every exception becomes a message and an exit code."""
+    from dsv3.commands import console, streams
+
+    code = 0
     try:
-        body = getattr(import_module(f"dsv3.commands.{module}"), verb)
-        code = int(body(*arguments, **options))
+        code = _body(module, verb, *arguments, **options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; it must find an open file.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last line of defence: messages, no tracebacks
-        from dsv3.commands import console
-
-        return console.report(error, as_json=options.get("as_json", False))
+        streams.silence(sys.stdout)
+        return code or BROKEN_PIPE
+    except OSError as error:
+        streams.silence(sys.stdout)
+        return code or console.report(error)
     return code
+
+
+def _body(module: str, verb: str, *arguments: Any, **options: Any) -> int:
+    from dsv3.commands import console
+
+    try:
+        console.refuse_lost_directory()
+        body = getattr(import_module(f"dsv3.commands.{module}"), verb)
+        return int(body(*arguments, **options))
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last line of defence: messages, no tracebacks
+        return console.report(error, as_json=options.get("as_json", False))
 
 
 def _usage(error: typer.exceptions.TyperException, *, as_json: bool) -> int:

@@ -1,19 +1,26 @@
 """Printing: errors on stderr, results on stdout, as a table for people or as JSON for programs."""
 
+import contextlib
+import errno
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv3.errors import Dsv3Error
+from dsv3.files import storage_error
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 WIDE = 240
 """Columns of a table that no terminal limits."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What a file system says that is no fault of ours, wherever it says it."""
 
 
 def write(text: str) -> None:
@@ -22,8 +29,10 @@ def write(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line on stderr: about what happens, not a result."""
-    sys.stderr.write(f"{text}\n")
+    """Print a line on stderr: about what happens, not a result; to nobody if nobody reads."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
 
 
 def write_json(data: Any) -> None:
@@ -63,7 +72,7 @@ def write_table(
             no_wrap=is_number,
         )
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(Text(printable(c, "\n")) if isinstance(c, str) else c for c in row))
     Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
 
 
@@ -74,13 +83,33 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     """
     if os.environ.get("DSV3_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        error = storage_error(error.filename or "stdout", error, "make room there")
     if not isinstance(error, Dsv3Error):
         what = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
         error = Dsv3Error(f"{what}; this is a defect of dsv3, --debug shows where")
-    sys.stderr.writelines(f"{line}\n" for line in error.lines())
+    for line in error.lines():
+        note(line)
     if as_json:
         write_json(as_data(error))
     return error.exit_code
+
+
+def refuse_lost_directory() -> None:
+    """Raise CapacityError if the current directory is gone: no relative path means anything."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise storage_error("current directory", error, "cd to one that is there") from error
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Text whose control characters are escaped: what comes from a file or a command line must
+    not reach the terminal as one.
+    """
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def as_data(error: Dsv3Error) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsv3.commands.console import write, write_json, write_table
+from dsv3.commands.console import printable, write, write_json, write_table
 from dsv3.commands.progress import preparation_progress
 from dsv3.config.compose import compose
 
@@ -71,8 +71,8 @@ def _show(prepared: "Prepared", *, as_json: bool, samples: list[dict[str, Any]] 
     )
     for sample in samples or ():
         name = sample["domain"] if "domain" in sample else f"sample {sample['sample']}"
-        write(f"\n--- {sample['split']}, {_printable(name)}")
-        write(_printable(sample["text"][:SHOWN_CHARACTERS]))
+        write(f"\n--- {sample['split']}, {printable(name)}")
+        write(printable(sample["text"][:SHOWN_CHARACTERS], "\n\t"))
 
 
 def _report(prepared: "Prepared") -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _report(prepared: "Prepared") -> dict[str, Any]:
 
 
 def _write_domains(prepared: "Prepared") -> None:
-    domains = [(_printable(name), counts.model_dump()) for name, counts in prepared.domains.items()]
+    domains = [(name, counts.model_dump()) for name, counts in prepared.domains.items()]
     keys = domains[0][1] if domains else ()
     total = {key: sum(counts[key] for _, counts in domains) for key in keys}
     rows = [
@@ -107,8 +107,3 @@ def _write_domains(prepared: "Prepared") -> None:
     ]
     columns = ("domain", "documents", "MB", "tokens", "bytes/token", "held out", "tokens")
     write_table(columns, rows, numbers_from=1)
-
-
-def _printable(text: str) -> str:
-    """Text without control characters: what is in a file must not reach the terminal as one."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

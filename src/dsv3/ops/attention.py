@@ -52,20 +52,23 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the scaled queries, the keys and the values."""
     grad, q, k, v = (x.flatten(0, 1) for x in (grad_BHSV, q_BHSd, k_BHSd, v_BHSV))
-    grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
-    # The late queries first: they see every key and so write all of the gradients.
-    for part, probabilities in zip(reversed(_halves(q.shape[1])), (late, early), strict=True):
+    grad_q = torch.empty_like(q)
+    early_part, late_part = _halves(q.shape[1])
+
+    def of_part(part: slice, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         past = slice(0, part.stop)
         grad_scores = torch.ops.aten._softmax_backward_data(
             grad[:, part] @ v[:, past].transpose(1, 2), probabilities, -1, q.dtype
         )
         grad_q[:, part] = grad_scores @ k[:, past]
-        for total, weights, rows in ((grad_k, grad_scores, q), (grad_v, probabilities, grad)):
-            added = weights.transpose(1, 2) @ rows[:, part]
-            if part.stop == q.shape[1]:
-                total.copy_(added)
-            else:
-                total[:, past] += added
+        return grad_scores.transpose(1, 2) @ q[:, part], probabilities.transpose(1, 2) @ grad[
+            :, part
+        ]
+
+    grad_k, grad_v = of_part(late_part, late)  # the late queries see every key
+    more_k, more_v = of_part(early_part, early)
+    grad_k[:, early_part] += more_k
+    grad_v[:, early_part] += more_v
     return grad_q.view_as(q_BHSd), grad_k.view_as(k_BHSd), grad_v.view_as(v_BHSV)
 
 

@@ -1,6 +1,7 @@
 """Files and directories that are on the disk when the call returns, or are not there at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -11,6 +12,9 @@ from pathlib import Path
 from dsv3.errors import CapacityError, Problem
 
 Chunk = bytes | memoryview
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What a file system says that is no fault of ours, wherever it says it."""
 
 
 def write_synced(path: Path, chunks: Iterable[Chunk]) -> None:
@@ -77,6 +81,13 @@ def probe_writable(directory: Path) -> None:
         file.write(bytes(4096))
         file.flush()
         os.fsync(file.fileno())
+
+
+def out_of_room(error: OSError) -> CapacityError | None:
+    """What to raise for an OSError nobody expected if the file system is at fault, else None."""
+    if error.errno not in NO_ROOM:
+        return None
+    return storage_error(error.filename or "stdout", error, "make room there")
 
 
 def reason(error: OSError | ValueError) -> str:

@@ -26,8 +26,7 @@ from dsv3.checkpoint.manifest import (
     to_json,
     validated,
 )
-from dsv3.errors import CapacityError
-from dsv3.files import Chunk, reason
+from dsv3.files import Chunk, storage_error
 
 ITEM_BYTES: dict[DtypeName, int] = {
     "F64": 8,
@@ -89,8 +88,12 @@ def write_checkpoint(
 
         on_first(collective, complete)
     except OSError as error:
-        message = f"{final} was not saved: {reason(error)}"
-        raise CapacityError(message + "; older checkpoints are as they were") from error
+        raise storage_error(
+            final,
+            error,
+            "older checkpoints are as they were; make room and ask for the same run again",
+            what="it was not saved",
+        ) from error
     finally:
         if temporary is not None and collective.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)  # renamed away if all went well

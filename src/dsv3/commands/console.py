@@ -1,7 +1,6 @@
 """Printing: errors on stderr, results on stdout, as a table for people or as JSON for programs."""
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -11,16 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv3.errors import Dsv3Error
-from dsv3.files import storage_error
+from dsv3.files import out_of_room, storage_error
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 WIDE = 240
 """Columns of a table that no terminal limits."""
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""What a file system says that is no fault of ours, wherever it says it."""
 
 
 def write(text: str) -> None:
@@ -83,8 +79,8 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     """
     if os.environ.get("DSV3_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        error = storage_error(error.filename or "stdout", error, "make room there")
+    if isinstance(error, OSError):
+        error = out_of_room(error) or error
     if not isinstance(error, Dsv3Error):
         what = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
         error = Dsv3Error(f"{what}; this is a defect of dsv3, --debug shows where")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from dsv3.commands import console
 from dsv3.commands.arms import BASE, Arm, arms_of
 from dsv3.config.root import RunConfig
-from dsv3.errors import ArmsFailedError, Dsv3Error, InterruptedError_, SavedForRequeueError
+from dsv3.errors import (
+    ArmsFailedError,
+    Dsv3Error,
+    InterruptedError_,
+    Problem,
+    SavedForRequeueError,
+)
 from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
 from dsv3.machine import this_machine
 from dsv3.plan.capacity import check_capacity
@@ -81,7 +87,8 @@ def _refuse_impossible(arms: Sequence[Arm]) -> None:
     for arm in arms:
         check_capacity(arm.config, machine)
         refuse_several_ranks(arm.config)
-        check_run_root(arm.config.run_root)
+        if not RunDirectory.of(arm.config).exists():
+            check_run_root(arm.config.run_root)
 
 
 def _prepare_all(arms: Sequence[Arm]) -> "list[Prepared]":
@@ -185,9 +192,8 @@ def _print_one(outcome: Outcome) -> None:
         console.write(f"bits per byte    {result['bpb']:.4f}")
     elif failure is not None and not outcome.trained:
         for problem in failure["problems"]:
-            parts = (problem["setting"], problem["rule"], problem["remedy"])
-            console.note(f"failed: {'; '.join(filter(None, parts))}")
-        console.note(f"{outcome.directory.path} ended in this failure; --retry tries it again")
+            console.note(f"error[{failure['id']}]: {Problem(**problem)}")
+        console.note(f"{outcome.directory.path} ended so before; --retry tries it again")
 
 
 def _print_table(outcomes: Sequence[Outcome]) -> None:

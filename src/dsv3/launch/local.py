@@ -106,7 +106,7 @@ def launch(run_dir: Path, config: RunConfig, *, quiet: bool = False) -> int:
         code = _wait(child, signals)
     if code < 0:
         name = signal.Signals(-code).name
-        with EventLog(run.events_path) as events:
+        with contextlib.suppress(CapacityError), EventLog(run.events_path) as events:
             events.event("rank_lost", rank=0, signal=name)
         raise RankLostError(_rank_lost(run, name))
     if code == 1:

@@ -112,9 +112,9 @@ class RunDirectory:
         Raises CapacityError if it cannot be made, DataError or ConfigError if the run began with
         other data or other numerics, CheckpointError if its files are damaged.
         """
-        check_run_root(config.run_root)
         run = cls.of(config)
         if not run.exists():
+            check_run_root(config.run_root)
             run._create(config, overrides, provenance)
         run._check_same_run(config)
         run.check_frozen(str(provenance.record["data_fingerprint"]))

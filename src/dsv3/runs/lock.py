@@ -64,7 +64,8 @@ class RunLock:
         self._descriptor = descriptor
         # A forked child must not keep the lock alive after this process has died.
         os.register_at_fork(after_in_child=self._forget)
-        self._holder = Holder(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat())
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._holder = Holder(socket.gethostname(), os.getpid(), now)
         self._write_holder()
 
     def set_attempt(self, attempt: int) -> None:

@@ -23,29 +23,29 @@ from dsv3.train.reporter import Reporter
 from dsv3.train.signals import StopRequest
 
 
-def train_attempt(run: RunDirectory, arguments: RankArguments, stop: StopRequest) -> None:
-    """Train under the run's lock and write DONE; does nothing if it is there already.
+def train_attempt(
+    run: RunDirectory, arguments: RankArguments, stop: StopRequest, lock: RunLock
+) -> None:
+    """Train under the run's lock, which is held, and write DONE; nothing if it is there already.
 
-    Raises LockHeldError if another process trains the run, DataError if its data changed, and
-    whatever ends the training early.
+    Raises DataError if the data of the run changed, and whatever ends the training early.
     """
     config = run.config(arguments.config_file)
-    with RunLock(run.lock_path) as lock:
-        if run.result() is not None:
-            return
-        began_s = time.monotonic()
-        prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=_silent)
-        provenance = collect(
-            config,
-            argv=sys.argv,
-            data_fingerprint=prepared.fingerprint,
-            threads_per_rank=torch.get_num_threads(),
-        )
-        attempt = run.begin_attempt(lock, config, provenance)
-        device = choose_device(config)
-        with process_group(device):
-            evaluation = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
-        run.mark_done(_result(evaluation, config, prepared, time.monotonic() - began_s))
+    if run.result() is not None:
+        return
+    began_s = time.monotonic()
+    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=_silent)
+    provenance = collect(
+        config,
+        argv=sys.argv,
+        data_fingerprint=prepared.fingerprint,
+        threads_per_rank=torch.get_num_threads(),
+    )
+    attempt = run.begin_attempt(lock, config, provenance)
+    device = choose_device(config)
+    with process_group(device):
+        evaluation = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
+    run.mark_done(_result(evaluation, config, prepared, time.monotonic() - began_s))
 
 
 def _train(

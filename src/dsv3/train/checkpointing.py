@@ -14,6 +14,7 @@ from dsv3.errors import CheckpointError, Problem
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.identity import identity_digest
 from dsv3.runs.records import read_lines
+from dsv3.train.health import refuse_non_finite
 from dsv3.train.position import Position
 
 if TYPE_CHECKING:
@@ -51,9 +52,14 @@ class Checkpoints:
         return Position.from_state(checkpoint.state["position"]), skipped
 
     def save(self, engine: TrainingEngine, position: Position, reporter: "Reporter") -> None:
-        """Write a checkpoint, unless this position is saved already; keep the newest few."""
+        """Write a checkpoint, unless this position is saved already; keep the newest few.
+
+        Raises NumericHealthError if a weight or moment is not finite, CapacityError if the storage
+        fails.
+        """
         if self._saved_step == position.step:
             return
+        refuse_non_finite(engine.fragments(), position, self.newest)
         reporter.sync()
         path = self._store.save(
             engine.fragments(),

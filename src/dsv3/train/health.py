@@ -1,18 +1,42 @@
 """What a non-finite loss or norm says to its user: what, when, where, and how to go on."""
 
-from dsv3.engine.health import NonFiniteError
+import math
+from collections.abc import Iterable
+
+from dsv3.engine.fragments import Fragment
+from dsv3.engine.health import NonFiniteError, non_finite_names
 from dsv3.errors import NumericHealthError, Problem
+from dsv3.train.position import Position
+
+
+def refuse_non_finite(
+    fragments: Iterable[Fragment], position: Position, last_good: str | None
+) -> None:
+    """Raise NumericHealthError if the state is not worth saving: no run could go on from it."""
+    names = non_finite_names((fragment.key, fragment.data) for fragment in fragments)
+    if names:
+        found = f"not finite after the update: {', '.join(names)}"
+        raise _stopped(position.step, f"{found}; nothing was saved, and {_good(last_good)}")
+
+
+def refuse_non_finite_loss(loss: float, position: Position, last_good: str | None) -> None:
+    """Raise NumericHealthError if the loss of an evaluation is not finite."""
+    if not math.isfinite(loss):
+        raise _stopped(position.step, f"the validation loss is {loss}; {_good(last_good)}")
 
 
 def stopped_by(error: NonFiniteError, step: int, last_good: str | None) -> NumericHealthError:
     """The engine's finding, with the step it would have been and the last good checkpoint."""
     origin = "layer" if error.kind == "loss" else "gradients of"
     where = f", first in {origin} {', '.join(error.names)}" if error.names else ""
-    good = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
-    return NumericHealthError(
-        Problem(
-            f"step {step}",
-            f"the {error.kind} is {error.value}{where}; the update was not applied, and {good}",
-            "lower schedule.lr (a new run), or look at the data of this step",
-        )
-    )
+    found = f"the {error.kind} is {error.value}{where}"
+    return _stopped(step, f"{found}; the update was not applied, and {_good(last_good)}")
+
+
+def _stopped(step: int, rule: str) -> NumericHealthError:
+    remedy = "lower schedule.lr (a new run), or look at the data of this step"
+    return NumericHealthError(Problem(f"step {step}", rule, remedy))
+
+
+def _good(last_good: str | None) -> str:
+    return f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"

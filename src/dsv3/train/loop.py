@@ -15,7 +15,7 @@ from dsv3.model.transformer import Transformer
 from dsv3.train.balancing import take_load, update_biases
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
-from dsv3.train.health import stopped_by
+from dsv3.train.health import refuse_non_finite_loss, stopped_by
 from dsv3.train.position import Position
 from dsv3.train.reporter import Record, Reporter
 from dsv3.train.signals import StopRequest
@@ -96,6 +96,7 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
     batch_size = trainer.config.schedule.micro_batch_size
     with trainer.engine.evaluating():
         evaluation = evaluate(trainer.model, trainer.validation, batch_size, trainer.device)
+    refuse_non_finite_loss(evaluation.loss, trainer.position, trainer.checkpoints.newest)
     line = {"kind": "eval", "step": trainer.position.step, "tokens": trainer.position.tokens}
     trainer.reporter.evaluation(line | evaluation.record())
     return evaluation

@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +180,7 @@ GOOD = b"".join(b'{"text": "alpha beta gamma %d"}\n' % number for number in rang
 # content of a file -> parts of the lines
 FILES = {
     "empty": (b"", ["x.jsonl: there is no text in it"]),
-    "binary": (bytes(range(256)) * 40, ["x.jsonl:1: byte 0x80"]),
+    "binary": (bytes(range(256)) * 40, ["x.jsonl:1: not JSON"]),
     "utf-16": (GOOD.decode().encode("utf-16"), ["x.jsonl:1: byte 0xff at position 0 is not UTF-8"]),
     "malformed": (
         GOOD + b'{"text": "a\n[1]\n',
@@ -253,11 +253,11 @@ def test_too_little_text_for_a_batch_leaves_prepared_text_and_no_run(tmp_path, m
     assert not list(tmp_path.glob("cache/dsv3/prepared/.*"))
 
 
-def dsv3(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of shell in which `dsv3` is the command line."""
-    function = f'dsv3() {{ {shlex.quote(sys.executable)} -m dsv3 "$@"; }}\n'
+def shell(script: str, cwd: Path, *wrapper: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in which `dsv3` is the command line."""
+    script = f'dsv3() {{ {shlex.quote(sys.executable)} -m dsv3 "$@"; }}\n{script}'
     return subprocess.run(
-        ["bash", "-c", function + script], cwd=cwd, capture_output=True, text=True, check=False
+        [*wrapper, "bash", "-c", script], cwd=cwd, capture_output=True, text=True, check=False
     )
 
 
@@ -274,18 +274,19 @@ def dsv3(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_streams_and_directories_a_shell_can_leave_us(script, code, err, tmp_path):
-    process = dsv3(script, tmp_path)
+    process = shell(script, tmp_path)
     assert process.returncode == code, process.stderr
     assert process.stderr.startswith(err)
     assert process.stderr.count("\n") <= 1
 
 
+NO_MOUNT = 99
 MOUNTED = """
 mkdir full fixed && mount -t tmpfs -o size=4k none full && mount -t tmpfs -o size=64k none fixed &&
 mkdir fixed/old && mount -o remount,ro fixed || exit 99
-for root in full fixed fixed/old fixed/new; do dsv3 train %s run_root=$root; echo $?; done
-dsv3 train %s data.cache_dir=fixed/cache; echo $?
-dsv3 train %s data.cache_dir=full; echo $?
+for root in full fixed fixed/old fixed/new; do dsv3 train WORDS run_root=$root; echo $?; done
+dsv3 train WORDS data.cache_dir=fixed/cache; echo $?
+dsv3 train WORDS data.cache_dir=full; echo $?
 ls -A full fixed/old full/prepared
 """
 
@@ -294,12 +295,11 @@ def test_storage_that_is_read_only_or_full(tmp_path):
     """In a mount namespace of our own, where a root user is refused like any other."""
     write_text(tmp_path / "x.jsonl")
     words = shlex.join([*SMALL, "data=jsonl", "data.path=x.jsonl"])
-    script = shlex.join(["unshare", "-rm", "bash", "-c", "SCRIPT"]).replace(
-        "SCRIPT", shlex.quote(function_and(MOUNTED.replace("%s", words)))
-    )
-    process = dsv3(script, tmp_path)
-    if process.returncode == 99 or "unshare" in process.stderr:
-        pytest.skip(f"no mount namespace here: {process.stderr}")
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare(1) is not installed")
+    process = shell(MOUNTED.replace("WORDS", words), tmp_path, "unshare", "-rm")
+    if "unshare failed" in process.stderr or process.returncode == NO_MOUNT:
+        pytest.skip(f"no mounts of our own here: {process.stderr}")
     assert process.stdout.split() == [
         *["3"] * 6,
         "fixed/old:",
@@ -316,10 +316,3 @@ def test_storage_that_is_read_only_or_full(tmp_path):
     assert "full/moe_nano-aux_free-s1-" in lines[0]
     assert all("read-only file system" in line.lower() for line in lines[1:5])
     assert "no space left on device" in lines[5].lower()
-
-
-def function_and(script: str) -> str:
-    return f'dsv3() {{ {shlex.quote(sys.executable)} -m dsv3 "$@"; }}\n{script}'
-
-
-assert os.name == "posix"

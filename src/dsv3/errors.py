@@ -1,16 +1,16 @@
 """Every error a user can meet, with its exit code.
 
-Dsv3Error                70  a defect of ours, unless a subclass says otherwise
-|- ConfigError            2  the configuration is wrong: every problem at once
-|- CapacityError          3  this machine cannot: GPUs, memory, storage
-|  `- LockHeldError       3  another process trains this run
-|- CheckpointError        4  a checkpoint is damaged, incomplete or of another model
-|- NumericHealthError     5  a non-finite loss or norm
-|- DataError              6  data missing, malformed, too short or changed
-|- ArmsFailedError        7  some arms of a sweep failed
-|- RankLostError          8  a rank died
-|- SavedForRequeueError  85  a signal came, everything is saved, please run again
-`- InterruptedError_    130  Ctrl-C, everything is saved
+    Dsv3Error                70  a defect of ours, unless a subclass says otherwise
+    |- ConfigError            2  the configuration is wrong: every problem at once
+    |- CapacityError          3  this machine cannot: GPUs, memory, storage
+    |  `- LockHeldError       3  another process trains this run
+    |- CheckpointError        4  a checkpoint is damaged, incomplete or of another model
+    |- NumericHealthError     5  a non-finite loss or norm
+    |- DataError              6  data missing, malformed, too short or changed
+    |- ArmsFailedError        7  some arms of a sweep failed
+    |- RankLostError          8  a rank died
+    |- SavedForRequeueError  85  a signal came, everything is saved, please run again
+    `- InterruptedError_    130  Ctrl-C, everything is saved
 """
 
 from collections.abc import Sequence

@@ -61,11 +61,8 @@ def file_hash(path: Path) -> Written:
 
 
 def file_size(path: Path) -> int:
-    """Size of a regular file; anything else raises OSError."""
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{path.name} is not a regular file")
-    return status.st_size
+    """Size of a file itself, not of what it may link to; raises OSError if it is not there."""
+    return path.lstat().st_size
 
 
 def create_temporary(directory: Path, name: str) -> Path:

@@ -9,6 +9,9 @@ from dsv3.config.compose import Composed, compose, compose_sweep
 from dsv3.config.root import RunConfig
 from dsv3.runs.identity import run_id
 
+BASE = "base"
+"""Name of an arm that nothing sets apart."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -47,7 +50,6 @@ def _names(composed: Sequence[Composed]) -> list[str]:
     """What differs between the arms, seeds left out: seeds are repeats of an arm, not arms."""
     shared = set(composed[0].overrides).intersection(*(each.overrides for each in composed))
     return [
-        " ".join(o for o in each.overrides if o not in shared and not o.startswith("seed="))
-        or "base"
+        " ".join(o for o in each.overrides if o not in shared and not o.startswith("seed=")) or BASE
         for each in composed
     ]

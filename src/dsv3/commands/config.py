@@ -77,7 +77,7 @@ def diff(words: Sequence[str], *, config_dir: Path | None = None, as_json: bool 
             sets.append([])
         else:
             sets[-1].append(word)
-    arms = [arm for one in sets for arm in compose_sweep(one, config_dir=config_dir)]
+    arms = _arms_of_all(sets, config_dir)
     if len(arms) == 1:
         arms.insert(0, compose(config_dir=config_dir))
     found = differences([_part(arm, None) for arm in arms])
@@ -90,6 +90,19 @@ def diff(words: Sequence[str], *, config_dir: Path | None = None, as_json: bool 
     else:
         write(f"no difference between {listed(titles)}")
     return 0
+
+
+def _arms_of_all(sets: Sequence[Sequence[str]], config_dir: Path | None) -> list[Composed]:
+    arms: list[Composed] = []
+    problems: list[Problem] = []
+    for one in sets:
+        try:
+            arms += compose_sweep(one, config_dir=config_dir)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return arms
 
 
 def _part(composed: Composed, package: str | None) -> Any:

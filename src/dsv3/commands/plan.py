@@ -7,7 +7,7 @@ from typing import Any
 from dsv3.commands.console import write_json, write_table
 from dsv3.config.compose import Composed, compose
 from dsv3.plan.description import describe_layout
-from dsv3.plan.quantities import count, flops, size
+from dsv3.plan.quantities import count, flops, plural, size
 from dsv3.plan.record import plan_record
 
 
@@ -37,7 +37,8 @@ def _print_run(composed: Composed, *, as_json: bool) -> None:
 
 def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
     parameters, memory = record["parameters"], record["memory"]
-    length = f"{count(record['tokens'])} in {record['steps']:,} steps of {_step(composed)}"
+    steps = plural(record["steps"], "step")
+    length = f"{count(record['tokens'])} in {steps} of {_step(composed)}"
     layout = describe_layout(composed.config.parallelism)
     return [
         ("parameters", f"{count(parameters['total'], 6)} ({parameters['total']:,})"),
@@ -67,19 +68,22 @@ def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mtp_line(mtp: dict[str, Any]) -> str:
-    parameters = mtp["parameters"]
+    parameters, depth = mtp["parameters"], mtp["num_nextn_predict_layers"]
+    if depth == 0:
+        return "none"
     return (
-        f"depth {mtp['num_nextn_predict_layers']}: {count(parameters['total'], 5)} parameters,"
+        f"depth {depth}: {count(parameters['total'], 5)} parameters,"
         f" {count(parameters['active'], 5)} active, {flops(mtp['flops_per_token'])} per token"
     )
 
 
 def _step(composed: Composed) -> str:
     schedule = composed.config.schedule
+    steps = composed.config.gradient_accumulation_steps
+    accumulated = "1 micro batch" if steps == 1 else f"{steps:,} micro batches"
     return (
         f"{schedule.global_batch_size:,} x {schedule.sequence_length:,} tokens"
-        f" ({composed.config.gradient_accumulation_steps:,} micro batches of"
-        f" {schedule.micro_batch_size} per rank)"
+        f" ({accumulated} of {schedule.micro_batch_size} per rank)"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv3.commands import console
-from dsv3.commands.arms import Arm, arms_of
+from dsv3.commands.arms import BASE, Arm, arms_of
 from dsv3.config.root import RunConfig
 from dsv3.errors import ArmsFailedError, Dsv3Error, InterruptedError_, SavedForRequeueError
 from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
@@ -135,7 +135,8 @@ def _train_arm(
         failure = directory.failure() or {}
         return Outcome(arm, directory, int(failure["exit_code"]), trained=False)
     if not quiet:
-        console.note(f"{arm.name}: {describe(arm.config)}")
+        label = "" if arm.name == BASE else f"{arm.name}: "
+        console.note(f"{label}{describe(arm.config)}")
         console.note(f"run directory: {directory.path}")
     try:
         refuse_held(directory.lock_path)

@@ -65,8 +65,20 @@ def _walk(section: type[Section], prefix: str) -> Iterator[Key]:
         yield _key(path, kind, nullable, info)
         if get_origin(kind) is tuple and _is_section(get_args(kind)[0]):
             yield from _walk(get_args(kind)[0], f"{path}.*.")
+        elif get_origin(kind) is dict:
+            yield from _entries(path, kind)
         elif _is_section(kind):
             yield from _walk(kind, f"{path}.")
+
+
+def _entries(path: str, kind: Any) -> Iterator[Key]:
+    """Keys of a mapping whose names are listed in the schema."""
+    names, value = get_args(kind)
+    of_value = FieldInfo.from_annotation(value)
+    for name in get_args(names):
+        described = f"That of `{name}`; left out, it has none."
+        of_value.description = described
+        yield _key(f"{path}.{name}", of_value.annotation, nullable=False, info=of_value)
 
 
 def _key(path: str, kind: Any, nullable: bool, info: FieldInfo) -> Key:
@@ -76,7 +88,7 @@ def _key(path: str, kind: Any, nullable: bool, info: FieldInfo) -> Key:
         kind = type(get_args(kind)[0])
     elif get_origin(kind) is tuple:
         kind = tuple
-    elif _is_section(kind):
+    elif get_origin(kind) is dict or _is_section(kind):
         kind = Section
     return Key(path, kind, choices, nullable, _bounds(info), info.description or "")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from dsv3.config.locations import shipped
@@ -11,6 +12,7 @@ from dsv3.config.suggest import listed
 from dsv3.errors import ConfigError, Problem
 
 DEFAULTS_LIST = "config.yaml"
+FEW_LINES = 4
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,15 @@ class Option:
 
     @property
     def comment(self) -> str:
-        """First comment line of the file, or its few lines when there is none."""
+        """First sentence of the file's leading comment, or its few lines when there is none."""
         text = self.path.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines and lines[0].startswith("#") and not lines[0].startswith("# @"):
-            return lines[0].lstrip("# ")
-        return ", ".join(lines) if len(lines) <= 2 else ""
+        leading = list(takewhile(lambda line: line.startswith("#"), lines))
+        said = " ".join(line.lstrip("# ") for line in leading if not line.startswith("# @"))
+        if said:
+            sentence, stop, _ = said.partition(". ")
+            return sentence + stop.strip()
+        return ", ".join(lines) if len(lines) <= FEW_LINES else ""
 
 
 Catalogue = Mapping[str, Mapping[str, Option]]

@@ -60,7 +60,8 @@ def take_apart(written: str, catalogue: Catalogue) -> Word | Problem:
     if sign.startswith("~"):
         return _deletion(written, key, catalogue)
     if not equals:
-        return Problem(written, "is not of the form key=value", _meant(written, catalogue))
+        shown = written if written.strip() else repr(written)
+        return Problem(shown, "is not of the form key=value", _meant(written, catalogue))
     if re.split("[./]", key)[0] == "hydra":
         return Problem(written, "dsv3 only composes with Hydra", _hydra_remedy(key, catalogue))
     if "@" in key:
@@ -71,10 +72,8 @@ def take_apart(written: str, catalogue: Catalogue) -> Word | Problem:
             *catalogue,
             *(k.path for k in keys().values() if "*" not in k.path and not k.is_section),
         ]
-        remedy = did_you_mean(key, names, suffix=f"={value}")
-        return Problem(
-            written, f"there is no key {key!r}", remedy or "`dsv3 config show` prints all"
-        )
+        remedy = did_you_mean(key, names, suffix=f"={value}") or _shows_all(key)
+        return Problem(written, f"there is no key {key!r}", remedy)
     return Word(written, sign, key, value)
 
 
@@ -140,6 +139,13 @@ def _check_kind(override: Override, value: str) -> Iterator[Problem]:
 def _unaliased(key: str) -> str:
     head, separator, rest = re.match(r"([^.@/]*)([.@/]?)(.*)", key, re.DOTALL).groups()  # type: ignore[union-attr]
     return f"{ALIASES.get(head, head)}{separator}{rest}"
+
+
+def _shows_all(key: str) -> str:
+    section = find(key.rpartition(".")[0])
+    if section is not None and section.is_section:
+        return f"`dsv3 config show -p {section.path}` prints those there are"
+    return "`dsv3 config show` prints all"
 
 
 def _deletion(written: str, key: str, catalogue: Catalogue) -> Problem:

@@ -14,7 +14,7 @@ from dsv3.errors import Problem
 def translate(error: ValidationError) -> Iterator[tuple[str, Problem]]:
     """Key and Problem of each finding, in the order of the schema."""
     for detail in error.errors(include_url=False):
-        path = ".".join(str(part) for part in detail["loc"])
+        path = ".".join(str(part) for part in detail["loc"]).removesuffix(".[key]")
         yield path, _problem(path, detail)
 
 
@@ -29,6 +29,8 @@ def _problem(path: str, detail: ErrorDetails) -> Problem:
             return Problem(path, "is missing", f"give it {words}")
         case "value_error":
             return Problem(path, str(detail["ctx"]["error"]))
+        case "string_unicode":
+            return Problem(setting, "must be UTF-8 text")
         case "finite_number":
             return Problem(setting, "must be finite", f"give it {words}")
         case _:

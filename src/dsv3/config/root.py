@@ -18,7 +18,9 @@ from dsv3.config.tracking import TrackingConfig
 class RunSection(Section):
     """Keys of the run itself."""
 
-    tag: str | None = field("Part of the run's identity: set it to start the same run afresh.")
+    tag: str | None = field(
+        "Part of the run's identity: set it to start the same run afresh.", min_length=1
+    )
 
 
 class RunConfig(Section):

@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 
 from dsv3.config.curves import Curve
+from dsv3.config.data import SMALLEST_VOCABULARY
+from dsv3.config.diff import leaves
 from dsv3.config.root import RunConfig
 from dsv3.config.suggest import listed
 from dsv3.errors import Problem
+
+LARGEST_SUGGESTION = 4096
+SMALLEST_FP32, LARGEST_FP32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 def broken(config: RunConfig) -> list[Problem]:
@@ -20,7 +25,7 @@ def experts_divide_into_groups(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             f"model.n_group={m.n_group}",
             f"must divide model.n_routed_experts={m.n_routed_experts}",
-            f"use one of {listed(_divisors(m.n_routed_experts))}",
+            f"use one of {listed(_group_counts(m.n_routed_experts))}",
         )
 
 
@@ -38,12 +43,12 @@ def chosen_groups_exist(config: RunConfig) -> Iterator[Problem]:
 def groups_hold_two_experts(config: RunConfig) -> Iterator[Problem]:
     """A group is rated by the sum of its two best scores."""
     m = config.model
-    if m.n_group > 1 and m.n_routed_experts // m.n_group < 2:
+    if m.n_group > 1 and m.n_group == m.n_routed_experts:
         yield Problem(
             f"model.n_group={m.n_group}",
-            f"leaves less than 2 of model.n_routed_experts={m.n_routed_experts} in a group,"
+            f"leaves one of model.n_routed_experts={m.n_routed_experts} in a group,"
             " but a group is rated by its two best experts",
-            f"use at most {max(1, m.n_routed_experts // 2)}",
+            f"use one of {listed(_group_counts(m.n_routed_experts))}",
         )
 
 
@@ -126,7 +131,7 @@ def batch_divides_over_ranks(config: RunConfig) -> Iterator[Problem]:
     yield Problem(
         f"schedule.global_batch_size={s.global_batch_size}",
         f"must be a multiple of schedule.micro_batch_size={s.micro_batch_size}"
-        f" x {ranks} data-parallel ranks",
+        f" x {ranks} data-parallel rank{'' if ranks == 1 else 's'}",
         remedy,
     )
 
@@ -168,9 +173,18 @@ def curves_end_with_the_axis(config: RunConfig) -> Iterator[Problem]:
 
 
 def vocabulary_fits_the_embedding(config: RunConfig) -> Iterator[Problem]:
-    """A tokenizer trained on the data gives no id beyond the embedding."""
+    """A tokenizer trained on the data has all bytes, and no id beyond the embedding."""
     entries, rows = config.data.tokenizer_vocab_size, config.model.vocab_size
-    if config.data.tokenizer is None and entries > rows:
+    if config.data.tokenizer is not None:
+        return
+    if entries < SMALLEST_VOCABULARY:
+        remedy = "raise model.vocab_size, which it follows" if entries == rows else "raise it"
+        yield Problem(
+            f"data.tokenizer_vocab_size={entries}",
+            f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and 5 special tokens",
+            remedy,
+        )
+    if entries > rows:
         yield Problem(
             f"data.tokenizer_vocab_size={entries}",
             f"must not exceed model.vocab_size={rows}",
@@ -181,9 +195,10 @@ def vocabulary_fits_the_embedding(config: RunConfig) -> Iterator[Problem]:
 def source_has_its_path(config: RunConfig) -> Iterator[Problem]:
     """Only the user's own files have a path."""
     source, path = config.data.source, config.data.path
-    if source == "jsonl" and not path:
-        setting = "data.path=null" if path is None else "data.path="
-        yield Problem(setting, "data.source=jsonl needs a path", "add data.path=FILE_OR_DIRECTORY")
+    if source == "jsonl" and path is None:
+        yield Problem(
+            "data.path=null", "data.source=jsonl needs a path", "add data.path=FILE_OR_DIRECTORY"
+        )
     if source == "installed_text" and path is not None:
         yield Problem(
             f"data.path={path}",
@@ -227,6 +242,19 @@ def bias_has_experts_to_balance(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def numbers_fit_fp32(config: RunConfig) -> Iterator[Problem]:
+    """Beyond these bounds a number is infinite or zero by the time it meets a tensor."""
+    for key, value in leaves(config.model_dump(mode="json")):
+        if not isinstance(value, float) or value == 0:
+            continue
+        if not SMALLEST_FP32 <= abs(value) <= LARGEST_FP32:
+            yield Problem(
+                f"{key}={value:g}",
+                "is beyond the range of FP32, in which it is used",
+                f"use {SMALLEST_FP32:.2g} to {LARGEST_FP32:.2g}",
+            )
+
+
 RULES = (
     experts_divide_into_groups,
     chosen_groups_exist,
@@ -244,8 +272,16 @@ RULES = (
     source_has_its_path,
     source_has_its_shares,
     bias_has_experts_to_balance,
+    numbers_fit_fp32,
 )
 
 
+def _group_counts(experts: int) -> list[int]:
+    """Numbers of groups with at least two experts each; 1 always goes."""
+    return [count for count in _divisors(experts) if count == 1 or count < experts]
+
+
 def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    """Divisors worth suggesting: not beyond what anybody has, however large the number."""
+    largest = min(number, LARGEST_SUGGESTION)
+    return [divisor for divisor in range(1, largest + 1) if number % divisor == 0]

@@ -12,9 +12,16 @@ def closest(word: str, names: Iterable[str]) -> list[str]:
     """Names nearest to `word`: one, or a few that are as near, or none.
 
     A dotted key is also found by its last part: `lr` means `schedule.lr`, `every_steps` may mean
-    that of `checkpoint` or of `evaluation`.
+    that of `checkpoint` or of `evaluation`. Within a section that exists only the last part counts:
+    all its keys begin alike.
     """
     names = list(names)
+    section, dot, last = word.rpartition(".")
+    siblings = [name for name in names if dot and name.rpartition(".")[0] == section]
+    if siblings:
+        parts = [name.rpartition(".")[2] for name in siblings]
+        near = get_close_matches(last, parts, n=1, cutoff=CUTOFF)
+        return [f"{section}.{near[0]}"] if near else _by_last_part(word, names)
     near = get_close_matches(word, names, n=1, cutoff=CUTOFF)
     if near and near[0].count(".") == word.count("."):
         return near

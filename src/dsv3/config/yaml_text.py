@@ -15,9 +15,9 @@ MAX_NODES = 20_000
 
 
 def dump(data: Any) -> str:
-    """YAML of plain data, keys in their order."""
+    """YAML of plain data, keys in their order; a value alone without YAML's mark of the end."""
     text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-    return text
+    return text.removesuffix("...\n")
 
 
 def read_vetted(path: Path) -> str:

@@ -44,8 +44,10 @@ class EncodedText:
         """Raise DataError if there is nothing to train on, or nothing to validate on."""
         train, held_out = (self.chosen(held_out=side).size for side in (False, True))
         if not (train and held_out):
-            rule = f"{train} documents for training and {held_out} for validation"
-            remedy = "give more documents, or change data.validation_fraction"
+            rule = f"documents for training: {train}, held out: {held_out}"
+            remedy = (
+                "give more documents that differ, or change data.validation_fraction or max_bytes"
+            )
             raise DataError(Problem("data", f"too little text: {rule}", remedy))
 
     def chosen(self, *, held_out: bool, domain: str | None = None) -> Documents:

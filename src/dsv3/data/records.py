@@ -15,11 +15,11 @@ LINE = 'one JSON object a line with a "text" and, optionally, a "domain"'
 
 
 class BadLineError(Exception):
-    """A line that is no document: the rule it breaks, and a way out."""
+    """A line that is no document: the rule it breaks, and a way out; `binary`: nor are others."""
 
-    def __init__(self, rule: str, remedy: str = "") -> None:
+    def __init__(self, rule: str, remedy: str = "", *, binary: bool = False) -> None:
         super().__init__(rule)
-        self.rule, self.remedy = rule, remedy
+        self.rule, self.remedy, self.binary = rule, remedy, binary
 
 
 class JsonlFile:
@@ -31,7 +31,7 @@ class JsonlFile:
         self.digest = ""
 
     def documents(self, progress: Callable[[int], None] | None = None) -> Iterator[Document]:
-        """Stop at the end, or after as many problems as are shown; raises OSError."""
+        """Stop at the end, in a binary file, or after the problems that are shown; OSError."""
         number = 0
         with self.path.open("rb", buffering=0) as opened:
             file = HashingFile(opened)
@@ -42,7 +42,7 @@ class JsonlFile:
                         document = parse(line, first=number == 1)
                     except BadLineError as bad:
                         self._add(number, bad.rule, bad.remedy)
-                        if len(self.problems) >= SHOWN_PROBLEMS:
+                        if bad.binary or len(self.problems) >= SHOWN_PROBLEMS:
                             return
                         continue
                     if document is not None:
@@ -63,8 +63,9 @@ def parse(line: bytes, *, first: bool) -> Document | None:
         text = line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         wrong = f"byte 0x{line[error.start]:02x} at position {error.start} is not UTF-8"
-        hint = "is this a binary file? " if b"\0" in line else ""
-        raise BadLineError(wrong, f"{hint}expected {LINE}") from error
+        binary = b"\0" in line
+        hint = "is this a binary file, or UTF-16? " if binary else ""
+        raise BadLineError(wrong, f"{hint}expected {LINE}", binary=binary) from error
     if not text.strip():
         return None
     try:

@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from dsv3.data.documents import expanded
 from dsv3.errors import DataError, Problem
+from dsv3.files import reason
 
 BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 # The FIM tokens are reserved for the report's prefix-suffix-middle documents (section 4.1).
@@ -29,6 +30,10 @@ WORDS = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# In the byte-level alphabet; those that UTF-8 never has stand there for themselves.
+BYTES_OF_TEXT = frozenset(pre_tokenizers.ByteLevel.alphabet()) - set(
+    bytes([0xC0, 0xC1, *range(0xF5, 0x100)]).decode("latin-1")
+)
 BATCH_BYTES = 4 << 20  # text in one parallel call; its encodings take about sixteen times as much
 
 
@@ -41,17 +46,15 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_str(content)
         except Exception as error:
             raise DataError(Problem(name, f"not a tokenizer.json: {error}")) from error
-        self._description = json.loads(content)
+        # As the library understood it: what a file may leave out is there, ids are those in use.
+        self._description = json.loads(self._tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.content = content
         self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._refuse_lossy(name)
         self.vocab_size = 1 + max(self._vocabulary.values())
-        if not self._is_byte_level():
-            raise DataError(
-                Problem(name, "not byte-level: bytes per token are unknown", "use a byte-level BPE")
-            )
         self.end_of_sentence = self._end(name)
 
     @classmethod
@@ -80,8 +83,11 @@ class TextTokenizer:
         setting = f"data.tokenizer={path}"
         try:
             content = expanded(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(Problem(setting, f"cannot be read: {error}")) from error
+        except OSError as error:
+            raise DataError(Problem(setting, f"cannot be read: {reason(error)}")) from error
+        except UnicodeDecodeError as error:
+            rule = f"not a tokenizer.json: byte {error.start} is not UTF-8"
+            raise DataError(Problem(setting, rule)) from error
         return cls(content, name=setting)
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[np.uint32]]:
@@ -102,8 +108,17 @@ class TextTokenizer:
             sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
         return sizes
 
-    def _is_byte_level(self) -> bool:
-        return any(part.get("type") == "ByteLevel" for part in _parts(self._description["decoder"]))
+    def _refuse_lossy(self, name: str) -> None:
+        """Raise DataError unless every text can be encoded and the bytes of a token are known."""
+        decoders_ = _parts(self._description["decoder"])
+        if not any(part.get("type") == "ByteLevel" for part in decoders_):
+            rule = "not byte-level: bytes per token are unknown"
+            raise DataError(Problem(name, rule, "use a byte-level BPE"))
+        missing = BYTES_OF_TEXT - self._vocabulary.keys()
+        if missing:
+            rule = f"it has no token for {len(missing)} of the bytes of UTF-8: text would be lost"
+            remedy = "train it with all of pre_tokenizers.ByteLevel.alphabet()"
+            raise DataError(Problem(name, rule, remedy))
 
     def _end(self, name: str) -> int:
         for token in KNOWN_ENDS:

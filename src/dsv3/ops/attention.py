@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 # Longest sequence whose probabilities are kept: beyond it their memory outweighs the time saved.
 LONGEST_KEPT = 512
@@ -18,48 +17,92 @@ def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor, *, scale: f
     batched products.
     """
     if q_BHSd.device.type == "cpu" and q_BHSd.shape[2] <= LONGEST_KEPT:
-        out_BHSV: Tensor = _KeptAttention.apply(q_BHSd, k_BHSd, v_BHSV, scale)  # type: ignore[no-untyped-call]
-        return out_BHSV
+        out: Tensor
+        out, *_ = torch.ops.dsv3.kept_attention(q_BHSd * scale, k_BHSd, v_BHSV)
+        return out
     return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSV, is_causal=True, scale=scale)
 
 
-def _halves(length: int) -> list[slice]:
+def _halves(length: int) -> tuple[slice, slice]:
     """The queries in two parts: those of the first need no keys of the second."""
     middle = (length + 1) // 2
-    return [part for part in (slice(0, middle), slice(middle, length)) if part.start < part.stop]
+    return slice(0, middle), slice(middle, length)
 
 
-class _KeptAttention(Function):
-    """Keeps the probabilities of the forward pass."""
+# Operators, so that a compiled model calls these products and torch's own softmax, which is faster
+# than the code a compiler writes for it.
+@torch.library.custom_op("dsv3::kept_attention", mutates_args=())
+def _attend(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of scaled queries, and the probabilities [B x H, .., ..] of either half."""
+    q, k, v = (x.flatten(0, 1) for x in (q_BHSd, k_BHSd, v_BHSV))
+    out, kept = torch.empty_like(v), []
+    for part in _halves(q.shape[1]):
+        past = slice(0, part.stop)
+        scores = q[:, part] @ k[:, past].transpose(1, 2)
+        square = scores[:, :, part]  # what lies left of it is past for all of these queries
+        square += torch.full_like(square[0], float("-inf")).triu_(1)
+        kept.append(scores.softmax(dim=-1))
+        out[:, part] = kept[-1] @ v[:, past]
+    return out.view_as(v_BHSV), kept[0], kept[1]
 
-    @staticmethod
-    def forward(ctx: Any, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor, scale: float) -> Tensor:
-        q, k, v = (x.flatten(0, 1) for x in (q_BHSd * scale, k_BHSd, v_BHSV))
-        out, kept = torch.empty_like(v), []
-        for part in _halves(q.shape[1]):
-            past = slice(0, part.stop)
-            scores = q[:, part] @ k[:, past].transpose(1, 2)
-            square = scores[:, :, part]  # what lies left of it is past for all of these queries
-            square += torch.full_like(square[0], float("-inf")).triu_(1)
-            kept.append(scores.softmax(dim=-1))
-            out[:, part] = kept[-1] @ v[:, past]
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale = scale
-        return out.view_as(v_BHSV)
 
-    @staticmethod
-    def backward(ctx: Any, grad_BHSV: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, *kept = ctx.saved_tensors
-        grad = grad_BHSV.flatten(0, 1)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for part, probabilities in zip(_halves(q.shape[1]), kept, strict=True):
-            past = slice(0, part.stop)
-            grad_v[:, past] += probabilities.transpose(1, 2) @ grad[:, part]
-            grad_scores = torch.ops.aten._softmax_backward_data(
-                grad[:, part] @ v[:, past].transpose(1, 2), probabilities, -1, q.dtype
-            )
-            grad_q[:, part] = grad_scores @ k[:, past]
-            grad_k[:, past] += grad_scores.transpose(1, 2) @ q[:, part]
-        shape = grad_BHSV.shape[:3]
-        grad_q.mul_(ctx.scale)
-        return grad_q.view(*shape, -1), grad_k.view(*shape, -1), grad_v.view(*shape, -1), None
+@torch.library.custom_op("dsv3::kept_attention_backward", mutates_args=())
+def _attend_backward(
+    grad_BHSV: Tensor, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor, early: Tensor, late: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the scaled queries, the keys and the values."""
+    grad, q, k, v = (x.flatten(0, 1) for x in (grad_BHSV, q_BHSd, k_BHSd, v_BHSV))
+    grad_q = torch.empty_like(q)
+    early_part, late_part = _halves(q.shape[1])
+
+    def of_part(part: slice, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        past = slice(0, part.stop)
+        grad_scores = torch.ops.aten._softmax_backward_data(
+            grad[:, part] @ v[:, past].transpose(1, 2), probabilities, -1, q.dtype
+        )
+        grad_q[:, part] = grad_scores @ k[:, past]
+        return grad_scores.transpose(1, 2) @ q[:, part], probabilities.transpose(1, 2) @ grad[
+            :, part
+        ]
+
+    grad_k, grad_v = of_part(late_part, late)  # the late queries see every key
+    more_k, more_v = of_part(early_part, early)
+    grad_k[:, early_part] += more_k
+    grad_v[:, early_part] += more_v
+    return grad_q.view_as(q_BHSd), grad_k.view_as(k_BHSd), grad_v.view_as(v_BHSV)
+
+
+@_attend.register_fake
+def _(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    early, late = _halves(q_BHSd.shape[2])
+    heads = q_BHSd.shape[0] * q_BHSd.shape[1]
+    return (
+        v_BHSV.new_empty(v_BHSV.shape),
+        q_BHSd.new_empty(heads, early.stop, early.stop),
+        q_BHSd.new_empty(heads, late.stop - late.start, late.stop),
+    )
+
+
+@_attend_backward.register_fake
+def _(
+    grad_BHSV: Tensor, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor, early: Tensor, late: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        q_BHSd.new_empty(q_BHSd.shape),
+        k_BHSd.new_empty(k_BHSd.shape),
+        v_BHSV.new_empty(v_BHSV.shape),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _backward(ctx: Any, grad_BHSV: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.dsv3.kept_attention_backward(
+        grad_BHSV, *ctx.saved_tensors
+    )
+    return grads
+
+
+_attend.register_autograd(_backward, setup_context=_keep)

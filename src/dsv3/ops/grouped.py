@@ -7,6 +7,7 @@ which change with every batch. Rows beyond those of the last expert are neither 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,28 +28,45 @@ def grouped_outer(left_RO: Tensor, right_RI: Tensor, rows_per_expert_e: Tensor) 
 
 @torch.library.custom_op("dsv3::grouped_product", mutates_args=())
 def _product(rows: Tensor, weights: Tensor, rows_per_expert: Tensor) -> Tensor:
-    counts = rows_per_expert.tolist()
+    if _has_kernel(rows, weights):
+        return F.grouped_mm(rows, weights, offs=_ends(rows_per_expert))
     out = rows.new_empty(rows.shape[0], weights.shape[2])
-    start = 0
-    for weight, count in zip(weights.unbind(), counts, strict=True):
-        if count:
-            torch.mm(rows[start : start + count], weight, out=out[start : start + count])
-        start += count
+    runs = zip(_runs(rows, rows_per_expert), weights, _runs(out, rows_per_expert), strict=True)
+    for run, weight, into in runs:
+        torch.mm(run, weight, out=into)
     return out
 
 
 @torch.library.custom_op("dsv3::grouped_outer", mutates_args=())
 def _outer(left: Tensor, right: Tensor, rows_per_expert: Tensor) -> Tensor:
-    counts = rows_per_expert.tolist()
-    out = left.new_empty(len(counts), left.shape[1], right.shape[1])
-    start = 0
-    for into, count in zip(out.unbind(), counts, strict=True):
-        if count:
-            torch.mm(left[start : start + count].t(), right[start : start + count], out=into)
-        else:
-            into.zero_()
-        start += count
+    if _has_kernel(left, right):
+        return F.grouped_mm(left.t(), right, offs=_ends(rows_per_expert))
+    out = left.new_empty(rows_per_expert.shape[0], left.shape[1], right.shape[1])
+    runs = zip(_runs(left, rows_per_expert), _runs(right, rows_per_expert), out, strict=True)
+    for left_run, right_run, into in runs:
+        torch.mm(left_run.t(), right_run, out=into)
     return out
+
+
+def _has_kernel(*factors: Tensor) -> bool:
+    """Whether torch's grouped product takes these: not FP64, and rows of whole 16 bytes."""
+    return all(
+        factor.dtype in (torch.float32, torch.bfloat16)
+        and all(stride * factor.itemsize % 16 == 0 or stride == 1 for stride in factor.stride())
+        for factor in factors
+    )
+
+
+def _ends(rows_per_expert: Tensor) -> Tensor:
+    """The row after each expert's last."""
+    return rows_per_expert.cumsum(0, dtype=torch.int32)
+
+
+def _runs(rows: Tensor, rows_per_expert: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each expert."""
+    counts = rows_per_expert.tolist()
+    runs: tuple[Tensor, ...] = rows[: sum(counts)].split(counts)
+    return runs
 
 
 @_product.register_fake

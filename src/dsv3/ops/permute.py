@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 
 def expert_rows(
@@ -39,7 +38,7 @@ def token_of_rows(row_TK: Tensor, num_rows: int) -> Tensor:
 
 def permute(x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
     """Copy each token into the rows of its experts: [T, D] -> [R, D]."""
-    rows_RD: Tensor = _Permute.apply(x_TD, token_R, row_TK)  # type: ignore[no-untyped-call]
+    rows_RD: Tensor = torch.ops.dsv3.permute(x_TD, token_R, row_TK)
     return rows_RD
 
 
@@ -49,7 +48,7 @@ def unpermute(rows_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
     Rows without an assignment are not read; their gradient is that of token 0, for a caller who
     has multiplied them with zero.
     """
-    x_TD: Tensor = _Unpermute.apply(rows_RD, token_R, row_TK)  # type: ignore[no-untyped-call]
+    x_TD: Tensor = torch.ops.dsv3.unpermute(rows_RD, token_R, row_TK)
     return x_TD
 
 
@@ -59,31 +58,41 @@ def permute_weights(scores_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:
     return weights_R.scatter(0, row_TK.flatten(), scores_TK.flatten())
 
 
-def _sum_rows(rows_RD: Tensor, row_TK: Tensor) -> Tensor:
-    if rows_RD.device.type == "cpu" and not torch.compiler.is_compiling():
-        return F.embedding_bag(row_TK, rows_RD, mode="sum")
+# Operators, each the gradient of the other, so that a compiled model too calls torch's kernels,
+# which copy whole rows.
+@torch.library.custom_op("dsv3::permute", mutates_args=())
+def _permute(x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+    return x_TD.index_select(0, token_R)
+
+
+@torch.library.custom_op("dsv3::unpermute", mutates_args=())
+def _unpermute(rows_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+    if rows_RD.device.type == "cpu":
+        return F.embedding_bag(row_TK, rows_RD.contiguous(), mode="sum")
     return rows_RD[row_TK].sum(dim=1)
 
 
-class _Permute(Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(row_TK)
-        return x_TD.index_select(0, token_R)
-
-    @staticmethod
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
-        (row_TK,) = ctx.saved_tensors
-        return _sum_rows(grad_RD.contiguous(), row_TK), None, None
+@_permute.register_fake
+def _(x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+    return x_TD.new_empty(token_R.shape[0], x_TD.shape[1])
 
 
-class _Unpermute(Function):
-    @staticmethod
-    def forward(ctx: Any, rows_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_R)
-        return _sum_rows(rows_RD, row_TK)
+@_unpermute.register_fake
+def _(rows_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
+    return rows_RD.new_empty(row_TK.shape[0], rows_RD.shape[1])
 
-    @staticmethod
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
-        (token_R,) = ctx.saved_tensors
-        return grad_TD.index_select(0, token_R), None, None
+
+def _keep_places(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _permute_backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
+    return unpermute(grad_RD, *ctx.saved_tensors), None, None
+
+
+def _unpermute_backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
+    return permute(grad_TD, *ctx.saved_tensors), None, None
+
+
+_permute.register_autograd(_permute_backward, setup_context=_keep_places)
+_unpermute.register_autograd(_unpermute_backward, setup_context=_keep_places)

@@ -23,8 +23,10 @@ class Description:
     def __str__(self) -> str:
         return (
             f"{self.name}: {count(self.total)} parameters, {count(self.active)} active per token;"
-            f" {count(self.tokens)} tokens in {plural(self.steps, 'step')};"
-            f" {plural(self.world_size, 'rank')} ({self.layout})"
+            f" {count(self.tokens)} token{'' if self.tokens == 1 else 's'}"
+            f" in {plural(self.steps, 'step')};"
+            f" {plural(self.world_size, 'rank')}"
+            + (f" ({self.layout})" if self.world_size > 1 else "")
         )
 
 

@@ -80,7 +80,8 @@ def _layers_per_stage(config: RunConfig) -> list[tuple[int, int]]:
     model = config.model
     cut = even_cut(model.num_hidden_layers, config.parallelism.pipeline_parallel_size)
     return [
-        (len(stage), sum(layer >= model.first_k_dense_replace for layer in stage)) for stage in cut
+        (len(stage), max(0, stage.stop - max(stage.start, model.first_k_dense_replace)))
+        for stage in cut
     ]
 
 

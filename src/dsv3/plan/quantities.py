@@ -4,7 +4,9 @@ _DECIMAL = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 _FLOPS = tuple(
     (1000**power, prefix) for power, prefix in zip(range(8, 0, -1), "YZEPTGMk", strict=True)
 )
-_BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_BINARY = tuple(
+    (1024**power, f"{prefix}iB") for power, prefix in zip(range(6, 0, -1), "EPTGMK", strict=True)
+)
 
 
 def count(number: float, digits: int = 4) -> str:
@@ -19,18 +21,23 @@ def flops(number: float) -> str:
     """`number` floating-point operations, to two decimals: 250.46 GFLOP."""
     for operations, prefix in _FLOPS:
         if number >= operations:
-            return f"{number / operations:.2f} {prefix}FLOP"
+            return f"{_figures(number / operations, 2)} {prefix}FLOP"
     return f"{number:g} FLOP"
 
 
 def size(number: int) -> str:
-    """`number` bytes in KiB, MiB, GiB or TiB, to one decimal."""
+    """`number` bytes in KiB, MiB, GiB, TiB, PiB or EiB, to one decimal."""
     for unit_bytes, unit in _BINARY:
         if number >= unit_bytes:
-            return f"{number / unit_bytes:,.1f} {unit}"
+            return f"{_figures(number / unit_bytes, 1)} {unit}"
     return f"{number} B"
 
 
 def plural(number: int, noun: str) -> str:
     """`1 GPU`, `8 GPUs`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _figures(number: float, decimals: int) -> str:
+    """Beyond what the largest unit makes readable, powers of ten."""
+    return f"{number:,.{decimals}f}" if number < 10**6 else f"{number:.3e}"

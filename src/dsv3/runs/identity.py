@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from typing import Any
 
 from dsv3.config.root import RunConfig
@@ -50,5 +51,6 @@ def run_id(config: RunConfig) -> str:
 
 
 def _readable(text: str) -> str:
-    """Letters, digits, `_` and inner dots; short enough for every file system."""
+    """ASCII letters, digits, `_` and inner dots; short enough for every file system."""
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:40]

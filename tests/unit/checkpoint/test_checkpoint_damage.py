@@ -74,6 +74,14 @@ def test_truncation_at_every_tenth_is_found(tmp_path, save, identity, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_sizes_are_compared_before_anything_large_is_read(tmp_path, save, identity, name):
+    path = save(tmp_path, 10)
+    (path / name).write_bytes((path / name).read_bytes()[:-1])
+    [skipped] = CheckpointStore(tmp_path, identity).scan()
+    assert name in skipped.reason
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_flipped_bit_is_found(tmp_path, save, identity, name):
     path = save(tmp_path, 10)
     content = (path / name).read_bytes()
@@ -147,7 +155,7 @@ def test_a_renamed_step_and_a_foreign_run_are_refused(tmp_path, save, identity):
         ({"identity": None}, "malformed"),
     ],
 )
-def test_a_malformed_manifest_is_named(tmp_path, save, identity, changes, message):
+def test_manifest_values(tmp_path, save, identity, changes, message):
     path = save(tmp_path, 10)
     write_root(path, json.loads((path / "manifest.json").read_bytes()) | changes)
     with pytest.raises(CheckpointError, match=message):
@@ -176,7 +184,7 @@ def test_a_manifest_that_is_no_object_is_named(tmp_path, save, identity, content
         ({"shape": [2**62, 2**62]}, "ends at element"),
     ],
 )
-def test_fragments_outside_of_their_tensor_are_refused(tmp_path, save, identity, changes, message):
+def test_wrong_bounds_and_names_are_refused(tmp_path, save, identity, changes, message):
     path = save(tmp_path, 10)
     part = json.loads((path / "rank-00000.json").read_bytes())
     part["tensors"]["master/layer.1.weight"] |= changes

@@ -121,7 +121,8 @@ def test_cleaning_removes_leftovers_and_undoes_a_broken_replacement(tmp_path, sa
 def test_retention_counts_only_good_ones(tmp_path, save, identity):
     for step in (1, 2, 3, 4, 5, 6):
         save(tmp_path, step)
-    save(tmp_path, 7, identity=Identity(run_id="another", config_sha256="a" * 64))
+    for step in (0, 7):
+        save(tmp_path, step, identity=Identity(run_id="another", config_sha256="a" * 64))
     for step in (2, 5):
         tensors = tmp_path / f"step-{step}" / "rank-00000.safetensors"
         content = bytearray(tensors.read_bytes())
@@ -131,6 +132,7 @@ def test_retention_counts_only_good_ones(tmp_path, save, identity):
     assert [path.name for path in removed] == ["step-3", "step-2", "step-1"]
     assert steps(tmp_path, identity) == [6, 5, 4]  # 5 opens; only its content is damaged
     assert (tmp_path / "step-7").exists()
+    assert (tmp_path / "step-0").exists()
     assert CheckpointStore(tmp_path, identity).retain(2) == []
 
 

@@ -56,7 +56,7 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         rules.experts_divide_into_groups,
         EXPERTS,
         {"model.n_group": 3},
-        "model.n_group=3: must divide model.n_routed_experts=32; use one of 1, 2, 4, 8, 16, 32",
+        "model.n_group=3: must divide model.n_routed_experts=32; use one of 1, 2, 4, 8, 16",
     ),
     (
         rules.chosen_groups_exist,
@@ -68,8 +68,8 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         rules.groups_hold_two_experts,
         {"model.n_routed_experts": 32, "model.n_group": 16},
         {"model.n_group": 32},
-        "model.n_group=32: leaves less than 2 of model.n_routed_experts=32 in a group, but a group"
-        " is rated by its two best experts; use at most 16",
+        "model.n_group=32: leaves one of model.n_routed_experts=32 in a group, but a group"
+        " is rated by its two best experts; use one of 1, 2, 4, 8, 16",
     ),
     (
         rules.chosen_groups_hold_top_k,
@@ -178,6 +178,13 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         " or leave it out: it follows model.vocab_size",
     ),
     (
+        rules.vocabulary_fits_the_embedding,
+        {"data.tokenizer_vocab_size": 261, "model.vocab_size": 261},
+        {"data.tokenizer_vocab_size": 260, "model.vocab_size": 260},
+        "data.tokenizer_vocab_size=260: must be at least 261: 256 bytes and 5 special tokens;"
+        " raise model.vocab_size, which it follows",
+    ),
+    (
         rules.source_has_its_path,
         JSONL,
         {"data.path": None},
@@ -189,12 +196,6 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {"data.source": "installed_text"},
         "data.path=x.jsonl: data.source=installed_text finds its text by itself; add data=jsonl"
         " to train on the path, or leave the path out",
-    ),
-    (
-        rules.source_has_its_path,
-        JSONL,
-        {"data.path": ""},
-        "data.path=: data.source=jsonl needs a path; add data.path=FILE_OR_DIRECTORY",
     ),
     (
         rules.source_has_its_shares,
@@ -234,6 +235,20 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "balance.strategy=aux_free: a model without MoE blocks (model.first_k_dense_replace=4)"
         " has nothing to balance; choose balance=none, or lower model.first_k_dense_replace",
     ),
+    (
+        rules.numbers_fit_fp32,
+        {"schedule.lr": 3.4e38},
+        {"schedule.lr": 3.41e38},
+        "schedule.lr=3.41e+38: is beyond the range of FP32, in which it is used;"
+        " use 1.2e-38 to 3.4e+38",
+    ),
+    (
+        rules.numbers_fit_fp32,
+        {"optimizer.eps": 1.2e-38, "optimizer.beta1": 0.0},
+        {"optimizer.eps": 1e-38},
+        "optimizer.eps=1e-38: is beyond the range of FP32, in which it is used;"
+        " use 1.2e-38 to 3.4e+38",
+    ),
 ]
 
 
@@ -248,6 +263,12 @@ def test_rule(rule: Any, base: Any, breaking: Any, message: str, valid: dict[str
     broken = changed(valid, base | breaking)
     assert [str(problem) for problem in rule(broken)] == [message]
     assert message in [str(problem) for problem in rules.broken(broken)]
+
+
+def test_suggestions_do_not_count_to_a_billion(valid: dict[str, Any]) -> None:
+    broken = changed(valid, {"model.n_routed_experts": 2**61 - 1, "model.n_group": 7})
+    [problem] = rules.experts_divide_into_groups(broken)
+    assert problem.remedy == "use one of 1"
 
 
 def test_the_default_configuration_keeps_every_rule(valid: dict[str, Any]) -> None:

@@ -17,6 +17,10 @@ def test_closest() -> None:
     assert closest("lr", names) == ["schedule.lr"]
     assert closest("hidden_size", names) == ["model.hidden_size"]
     assert closest("optimizer.hiden_size", names) == ["model.hidden_size"]
+    assert closest("modle.hiden_size", names) == ["model.hidden_size"]
+    assert closest("schedule.foo", names) == []  # near to `schedule.lr` in all but its meaning
+    assert closest("schedule.lr_curv", names) == ["schedule.lr_curve"]
+    assert closest("model.lr", names) == ["schedule.lr"]
     assert closest("zzz", names) == []
     assert did_you_mean("zzz", names) == ""
 
@@ -36,7 +40,9 @@ def test_every_field_of_the_schema_is_a_described_key() -> None:
             count += 1
             kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
             pending += [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
-    assert len(keys()) == count > 60
+    shares = [path for path in keys() if path.startswith("data.domain_shares.")]
+    assert shares == [f"data.domain_shares.{name}" for name in ("python", "c", "docs", "math")]
+    assert len(keys()) == count + len(shares) > 60
     assert [key.path for key in keys().values() if key.description.strip() == ""] == []
 
 
@@ -45,7 +51,9 @@ def test_every_field_of_the_schema_is_a_described_key() -> None:
     [
         ("seed", "a whole number >= 0 and < 2^63"),
         ("run_root", "a text that is not empty"),
-        ("run.tag", "a text, or null"),
+        ("run.tag", "a text that is not empty, or null"),
+        ("data.domain_shares", "a section with keys of its own, or null"),
+        ("data.domain_shares.math", "a number >= 0"),
         ("model.norm_topk_prob", "true or false"),
         ("model.q_lora_rank", "a whole number > 0, or null"),
         ("model.scoring_func", "one of sigmoid, softmax"),

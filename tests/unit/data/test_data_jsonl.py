@@ -82,7 +82,7 @@ BAD_LINES = {
     "number": (b'{"text": 3}\n', '"text" is a int, not a string'),
     "null domain": (b'{"text": "a", "domain": null}\n', '"domain" is a NoneType'),
     "latin-1": (b'{"text": "caf\xe9"}\n', "byte 0xe9 at position 13 is not UTF-8"),
-    "binary": (b"\x89PNG\x00\x00\xff\n", "is this a binary file?"),
+    "binary": (b"\x89PNG\x00\x00\xff\n", "is this a binary file, or UTF-16?"),
     "half a pair": (b'{"text": "\\ud83d"}\n', "half of a surrogate pair"),
 }
 

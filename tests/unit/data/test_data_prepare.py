@@ -123,7 +123,7 @@ def test_a_vocabulary_that_does_not_fit_is_a_configuration_error(
 def test_too_few_documents_for_two_splits_are_an_error_that_leaves_nothing(
     documents, records, write_jsonl, data_config, tmp_path
 ):
-    with pytest.raises(DataError, match=f"{documents} documents for training and 0 for validation"):
+    with pytest.raises(DataError, match=f"for training: {documents}, held out: 0"):
         prepare(
             data_config(write_jsonl(records[:documents]), validation_fraction=0.001), vocab_size=300
         )

@@ -71,6 +71,21 @@ def word_level() -> str:
     return tokenizer.to_str()
 
 
+def without(*paths: str) -> str:
+    """The trained tokenizer with parts of its description left out, or emptied."""
+    description = json.loads(TRAINED.content)
+    for path in paths:
+        *above, last = path.split(".")
+        part = description
+        for name in above:
+            part = part[name]
+        if last in ("vocab", "merges"):
+            part[last].clear()
+        else:
+            del part[last]
+    return json.dumps(description)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -79,6 +94,9 @@ def word_level() -> str:
         (json.dumps({"version": "9"}), "not a tokenizer.json"),
         (TRAINED.content.replace("<|end_of_sentence|>", "<|stop|>"), "none of the end-of-document"),
         (word_level(), "not byte-level"),
+        (without("decoder"), "not byte-level"),
+        (without("added_tokens", "model.vocab", "model.merges"), "no token for 243 of the bytes"),
+        (without("model.vocab.e", "model.merges"), "no token for 1 of the bytes"),
     ],
 )
 def test_an_unusable_tokenizer_is_a_data_error_that_names_it(content, message, tmp_path):
@@ -91,9 +109,24 @@ def test_an_unusable_tokenizer_is_a_data_error_that_names_it(content, message, t
 
 def test_a_missing_or_binary_tokenizer_is_a_data_error(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\x00")
-    for name in ("missing", "binary", "."):
-        with pytest.raises(DataError, match="cannot be read"):
+    for name, message in (
+        ("missing", "cannot be read: No such file or directory$"),
+        (".", "cannot be read: Is a directory$"),
+        ("binary", "byte 0 is not UTF-8$"),
+    ):
+        with pytest.raises(DataError, match=message):
             TextTokenizer.read(str(tmp_path / name))
+
+
+def test_what_the_file_leaves_out_is_as_the_library_reads_it():
+    description = json.loads(TRAINED.content)
+    for key in ("truncation", "padding", "normalizer", "post_processor"):
+        del description[key]
+    for number, token in enumerate(description["added_tokens"]):
+        token["id"] = 10**9 + number  # those of the vocabulary stand
+    own = TextTokenizer(json.dumps(description), name="x")
+    assert own.vocab_size == TRAINED.vocab_size
+    assert (own.token_bytes() == TRAINED.token_bytes()).all()
 
 
 def test_batches_keep_the_order_and_are_bounded(monkeypatch):

@@ -46,7 +46,8 @@ with StopRequest() as stop:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, count)
     (run_dir / "ready").touch()
-    while not stop.requested:
+    deadline = time.monotonic() + 120  # a failed test must not leave a rank behind
+    while not stop.requested and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)  # time for a second copy, if one were sent
     (run_dir / "received").write_text(json.dumps(received))

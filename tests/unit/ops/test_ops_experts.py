@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv3.ops import grouped
 from dsv3.ops.experts import grouped_mlp, plain_grouped_mlp
 from dsv3.ops.grouped import grouped_outer, grouped_product
 
@@ -126,6 +127,34 @@ def test_bf16_stays_near_fp64(name: str) -> None:
 def with_counts(tensors: list[Tensor], counts: Tensor) -> tuple[Tensor, ...]:
     rows, weights, w1, w2 = tensors
     return rows, weights, counts, w1, w2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", COUNTS)
+def test_torchs_kernel_and_the_loop_agree(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
+    """Rows of whole 16 bytes go to torch's grouped product: same products, same bits on a CPU."""
+    counts = torch.tensor(COUNTS[name])
+    generator = torch.Generator().manual_seed(6)
+    rows, left = (
+        torch.randn(int(counts.sum()) + 2, n, generator=generator).to(dtype) for n in (16, 8)
+    )
+    weights = torch.randn(E, 8, 16, generator=generator).to(dtype)
+    used = int(counts.sum())
+
+    def products() -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            grouped_product(rows, weights.transpose(1, 2), counts)[:used],
+            grouped_product(left, weights, counts)[:used],
+            grouped_outer(left, rows, counts),
+        )
+
+    assert grouped._has_kernel(rows, weights.transpose(1, 2), left, left.t())
+    kernel = products()
+    monkeypatch.setattr(grouped, "_has_kernel", lambda *_: False)
+    for mine, wanted in zip(kernel, products(), strict=True):
+        assert torch.equal(mine, wanted)
 
 
 def test_operators_are_well_formed_for_the_compiler() -> None:

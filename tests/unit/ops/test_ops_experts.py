@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dsv3.ops import grouped
-from dsv3.ops.experts import grouped_mlp, fusible_grouped_mlp
+from dsv3.ops.experts import fusible_grouped_mlp, grouped_mlp
 from dsv3.ops.grouped import grouped_outer, grouped_product
 
 D, F_WIDTH, E = 6, 5, 4

@@ -17,6 +17,8 @@ BROKEN_PIPE = 141
 """What a shell reports for a reader that went away early: 128 + SIGPIPE."""
 INTERRUPTED = 130
 """The same for Ctrl-C, outside of training: nothing is half done, nothing needed saving."""
+REQUEUE = 85
+"""For the other signals: a queue may ask again."""
 
 app = typer.Typer(
     name="dsv3",
@@ -207,9 +209,10 @@ def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int
 
 def main() -> NoReturn:
     """Entry point of the `dsv3` command."""
-    from dsv3.commands import streams
+    from dsv3.commands import signals, streams
 
     streams.open_all()
+    signals.raise_when_stopped()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -253,7 +256,7 @@ def _call(module: str, verb: str, *arguments: Any, **options: Any) -> int:
 
 
 def _body(module: str, verb: str, *arguments: Any, **options: Any) -> int:
-    from dsv3.commands import console
+    from dsv3.commands import console, signals
 
     try:
         console.refuse_lost_directory()
@@ -261,6 +264,9 @@ def _body(module: str, verb: str, *arguments: Any, **options: Any) -> int:
         return int(body(*arguments, **options))
     except BrokenPipeError:
         raise
+    except signals.StoppedError as stopped:
+        console.note(f"{stopped}: nothing is half done; the same command starts again")
+        return REQUEUE
     except KeyboardInterrupt:
         console.note("interrupted")
         return INTERRUPTED

@@ -92,7 +92,7 @@ def write_checkpoint(
             final,
             error,
             "older checkpoints are as they were; make room and ask for the same run again",
-            what="it was not saved",
+            what="was not saved",
         ) from error
     finally:
         if temporary is not None and collective.rank == 0:

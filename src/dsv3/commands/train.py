@@ -12,8 +12,10 @@ from dsv3.commands.arms import BASE, Arm, arms_of
 from dsv3.config.root import RunConfig
 from dsv3.errors import (
     ArmsFailedError,
+    CheckpointError,
     Dsv3Error,
     InterruptedError_,
+    LockHeldError,
     Problem,
     SavedForRequeueError,
 )
@@ -87,8 +89,17 @@ def _refuse_impossible(arms: Sequence[Arm]) -> None:
     for arm in arms:
         check_capacity(arm.config, machine)
         refuse_several_ranks(arm.config)
-        if not RunDirectory.of(arm.config).exists():
+        run = RunDirectory.of(arm.config)
+        if not run.exists():
+            _refuse_must(arm.config, run)
             check_run_root(arm.config.run_root)
+
+
+def _refuse_must(config: RunConfig, run: RunDirectory) -> None:
+    """Raise CheckpointError if the run has to be there already; ranks look at its checkpoints."""
+    if config.checkpoint.resume == "must":
+        rule, remedy = f"there is no run {run.path} to go on with", "checkpoint.resume=auto begins"
+        raise CheckpointError(Problem("checkpoint.resume=must", rule, f"{remedy} it"))
 
 
 def _prepare_all(arms: Sequence[Arm]) -> "list[Prepared]":
@@ -139,20 +150,37 @@ def _train_arm(
     if status is Status.DONE:
         return Outcome(arm, directory, 0, trained=False)
     if status is Status.FAILED and not retry:
-        failure = directory.failure() or {}
-        return Outcome(arm, directory, int(failure["exit_code"]), trained=False)
-    if not quiet:
-        label = "" if arm.name == BASE else f"{arm.name}: "
-        console.note(f"{label}{describe(arm.config)}")
-        console.note(f"run directory: {directory.path}")
+        return Outcome(arm, directory, _failed_before(directory, quiet=quiet), trained=False)
     try:
-        refuse_held(directory.lock_path)
-        exit_code = launch(directory.path, arm.config, quiet=quiet)
+        exit_code = _launch(arm, directory, quiet=quiet)
     except Dsv3Error as error:
         if not wait:
             raise
         exit_code = console.report(error)
+    if exit_code == LockHeldError.exit_code and wait and directory.status() is Status.RUNNING:
+        # Another process was quicker to the lock, after we had looked.
+        return _train_arm(arm, directory, wait=wait, retry=retry, quiet=quiet)
     return Outcome(arm, directory, exit_code, trained=True)
+
+
+def _failed_before(directory: RunDirectory, *, quiet: bool) -> int:
+    """Say how the run failed the last time; returns the exit code it ended with."""
+    failure = directory.failure()
+    assert failure is not None, f"{directory.path} is said to have failed"
+    if not quiet:
+        for problem in failure["problems"]:
+            console.note(f"error[{failure['id']}]: {Problem(**problem)}")
+        console.note(f"{directory.path} ended so before; --retry tries it again")
+    return int(failure["exit_code"])
+
+
+def _launch(arm: Arm, directory: RunDirectory, *, quiet: bool) -> int:
+    refuse_held(directory.lock_path)
+    if not quiet:
+        label = "" if arm.name == BASE else f"{arm.name}: "
+        console.note(f"{label}{describe(arm.config)}")
+        console.note(f"run directory: {directory.path}")
+    return launch(directory.path, arm.config, quiet=quiet)
 
 
 def _wait_for(directory: RunDirectory, *, quiet: bool) -> Status:
@@ -183,17 +211,12 @@ def _conclude(outcomes: Sequence[Outcome], *, as_json: bool) -> int:
 
 def _print_one(outcome: Outcome) -> None:
     result = outcome.directory.result()
-    failure = outcome.directory.failure()
     if result is not None:
         again = "" if outcome.trained else " (it was done already; nothing was trained)"
         console.write(f"run              {outcome.directory.path}{again}")
         console.write(f"validation loss  {result['loss']:.4f} nats per token")
         console.write(f"unigram entropy  {result['unigram_entropy']:.4f} nats per token")
         console.write(f"bits per byte    {result['bpb']:.4f}")
-    elif failure is not None and not outcome.trained:
-        for problem in failure["problems"]:
-            console.note(f"error[{failure['id']}]: {Problem(**problem)}")
-        console.note(f"{outcome.directory.path} ended so before; --retry tries it again")
 
 
 def _print_table(outcomes: Sequence[Outcome]) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dsv3.train.reporter import Reporter
 
 
+START_ANYWAY = "checkpoint.resume=auto starts the run where there is nothing"
+
+
 class Checkpoints:
     """The checkpoints of one run, for the rank that holds its lock."""
 
@@ -91,7 +94,7 @@ class Checkpoints:
         if resume == "must" and not found:
             nothing = f"{self._run.checkpoints} holds no checkpoint to go on from"
             raise CheckpointError(
-                [Problem("checkpoint.resume=must", nothing, "checkpoint.resume=auto"), *skipped]
+                [Problem("checkpoint.resume=must", nothing, START_ANYWAY), *skipped]
             )
         if resume == "never" and (found or self._has_saved()):
             rule = f"{self._run.path} has steps already"

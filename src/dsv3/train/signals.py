@@ -52,7 +52,8 @@ class StopRequest:
     def as_error(self, step: int) -> Dsv3Error:
         """The error that ends the rank once everything up to `step` is saved."""
         assert self.signal is not None, "nobody asked to stop"
-        text = f"{self.signal.name}: saved at step {step}; ask for the same run again to go on"
+        where = f"saved at step {step}" if step > 0 else "before the first step"
+        text = f"{self.signal.name}: {where}; ask for the same run again to go on"
         if self.signal is signal.SIGINT:
             return InterruptedError_(text)
         return SavedForRequeueError(text)

@@ -57,7 +57,7 @@ def test_a_failing_call_costs_only_the_new_checkpoint(
                 refused = str(raised)
         if refused is None:
             break
-        assert os.strerror(error) in refused
+        assert os.strerror(error).lower() in refused.lower()
         assert len(calls) >= call, "the fault fired"
         failures += 1
         assert {5, 10} <= set(steps(tmp_path, identity))
@@ -72,7 +72,7 @@ def test_a_failing_call_costs_only_the_new_checkpoint(
 def test_a_read_only_file_system_is_named(tmp_path, save, monkeypatch):
     save(tmp_path, 5)
     fail_at(monkeypatch, "mkdir", 2, errno.EROFS)  # the first is for the directory that is there
-    with pytest.raises(CapacityError, match="step-10 was not saved: Read-only file system"):
+    with pytest.raises(CapacityError, match="step-10: was not saved: read-only file system"):
         save(tmp_path, 10)
 
 

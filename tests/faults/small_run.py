@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+CHECKPOINT_EVERY = 20
 OVERRIDES = [
     "model=moe_nano",
     "model.vocab_size=320",
@@ -18,7 +19,10 @@ OVERRIDES = [
     "schedule.global_batch_size=4",
     "schedule.micro_batch_size=2",
     "evaluation.sequences=8",
-    "checkpoint.every_steps=20",
+    "evaluation.every_steps=25",
+    f"checkpoint.every_steps={CHECKPOINT_EVERY}",
+    # Several tests run at once: threads of OpenMP would spin for cores that others need.
+    "launcher.threads_per_rank=1",
     "data=jsonl",
 ]
 TOKENS_PER_STEP = 32 * 4

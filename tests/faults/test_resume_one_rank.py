@@ -1,17 +1,37 @@
-"""A run that is stopped or killed and asked for again equals one that never was, bit for bit."""
+"""A run that is stopped, killed and asked for again equals one that never was, bit for bit."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from faults.small_run import metrics, overrides, tensors, write_text
+from faults.small_run import CHECKPOINT_EVERY, metrics, overrides, tensors, write_text
 
-STEPS = 120
+pytestmark = pytest.mark.slow
+
+STEPS = 150
+# How the run is cut, one after the other, and the exit code of `dsv3 train`. SIGKILL is for the
+# rank: nothing is saved, and what it did since its last checkpoint has to be done again.
+CUTS = {"SIGTERM": 85, "SIGINT": 130, "SIGKILL": 8}
+
+
+@dataclass
+class Ended:
+    """How one attempt ended, and what metrics.jsonl held then."""
+
+    exit_code: int
+    lines: list[dict[str, object]]
+
+    @property
+    def step(self) -> int:
+        return int(self.lines[-1]["step"])
 
 
 def start(words, cwd):
@@ -31,14 +51,32 @@ def finish(words, cwd):
     return json.loads(out)["runs"][0]
 
 
-def wait_for_step(root: Path, step: int, process):
+def wait_for_rank(run: Path, step: int, process) -> int:
+    """The pid of the rank, as soon as `step` is done."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        for file in root.glob("*/metrics.jsonl"):
-            if file.read_bytes().count(b"\n") >= step:
-                return
-        time.sleep(0.01)
+        lines = (run / "metrics.jsonl").read_bytes() if (run / "metrics.jsonl").exists() else b""
+        if lines.count(b"\n") > step:
+            return json.loads((run / "lock").read_text())["pid"]
+        time.sleep(0.002)
     raise AssertionError(f"step {step} was never reached: {process.communicate()}")
+
+
+@contextmanager
+def paused(words, cwd, run: Path, step: int):
+    """Train until soon after `step` and halt the rank: it cannot end before it is sent a signal."""
+    process = start(words, cwd)
+    rank = None
+    try:
+        rank = wait_for_rank(run, step, process)
+        os.kill(rank, signal.SIGSTOP)
+        yield process, rank
+    finally:
+        process.kill()
+        process.communicate()
+        if rank is not None:
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGCONT)  # it follows its launcher
 
 
 @pytest.fixture(scope="module")
@@ -49,42 +87,63 @@ def reference(tmp_path_factory):
     return words, finish([*words, "run_root=whole"], home), home
 
 
-@pytest.mark.parametrize("kind", ["SIGTERM", "SIGINT", "SIGKILL"])
-def test_interrupted_equals_uninterrupted(reference, kind):
+@pytest.fixture(scope="module")
+def interrupted(reference):
+    """The same run cut three times: how each attempt ended, and what a rival was told meanwhile."""
     words, whole, home = reference
-    root = home / f"cut-{kind}"
-    again = [*words, f"run_root={root.name}"]
-    process = start(again, home)
-    wait_for_step(root, 30, process)
-    process.send_signal(signal.Signals[kind])
-    process.communicate(timeout=60)
-    assert process.returncode == {"SIGTERM": 85, "SIGINT": 130, "SIGKILL": -9}[kind]
-    if kind == "SIGKILL":
-        _wait_until_free(root)
-    done = [line for line in metrics(next(root.iterdir())) if "kind" not in line]
-    assert 30 <= len(done) < STEPS, "the run was to be cut in its middle"
+    again = [*words, "run_root=cut"]
+    run = home / "cut" / Path(whole["directory"]).name
+    ended, rival = {}, None
+    for number, kind in enumerate(CUTS, start=1):
+        with paused(again, home, run, 30 * number) as (process, rank):
+            if rival is None:
+                rival = start(again, home)
+                rival = (rival.communicate(timeout=120)[1], rival.returncode)
+            if kind == "SIGKILL":
+                os.kill(rank, signal.SIGKILL)
+            else:
+                process.send_signal(signal.Signals[kind])
+                os.kill(rank, signal.SIGCONT)
+            _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        ended[kind] = Ended(process.returncode, metrics(run))
+    return again, run, ended, rival
 
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_a_cut_has_its_exit_code_and_leaves_the_lines_of_its_steps(reference, interrupted, kind):
+    _, whole, home = reference
+    _, _, ended, _ = interrupted
+    assert ended[kind].exit_code == CUTS[kind]
+    assert ended[kind].step < STEPS, "the run was to be cut in its middle"
+    expected = metrics(Path(home, whole["directory"]))
+    assert ended[kind].lines == expected[: len(ended[kind].lines)]
+
+
+def test_of_two_that_train_the_same_run_the_second_is_refused(interrupted):
+    errors, exit_code = interrupted[3]
+    assert exit_code == 3
+    assert "is training this run" in errors
+
+
+def test_interrupted_equals_uninterrupted(reference, interrupted):
+    _, whole, home = reference
+    again, run, ended, _ = interrupted
     result = finish(again, home)
     assert result["trained"]
-    a, b = Path(home, whole["directory"]), Path(home, result["directory"])
-    assert a.name == b.name
-    assert metrics(a) == metrics(b)
-    assert tensors(a / f"checkpoints/step-{STEPS}") == tensors(b / f"checkpoints/step-{STEPS}")
+    reference_run = Path(home, whole["directory"])
+    assert metrics(run) == metrics(reference_run)
+    last = f"checkpoints/step-{STEPS}"
+    assert tensors(run / last) == tensors(reference_run / last)
     timeless = {"finished_at", "last_attempt_s"}
-    assert {k: v for k, v in whole["result"].items() if k not in timeless} == {
-        k: v for k, v in result["result"].items() if k not in timeless
+    assert {k: v for k, v in result["result"].items() if k not in timeless} == {
+        k: v for k, v in whole["result"].items() if k not in timeless
     }
-
-
-def _wait_until_free(root: Path):
-    """The orphaned rank gets a signal from the kernel, saves and lets go of the run's lock."""
-    run = next(root.iterdir())
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if not (run / "lock").read_text():
-            return
-        time.sleep(0.05)
-    raise AssertionError("the rank outlived its launcher")
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    begun = [event["step"] for event in events if event["event"] == "started"]
+    assert begun[:3] == [0, ended["SIGTERM"].step, ended["SIGINT"].step]
+    assert begun[3] % CHECKPOINT_EVERY == 0
+    assert 0 <= ended["SIGKILL"].step - begun[3] <= CHECKPOINT_EVERY
 
 
 def test_asked_again_nothing_trains(reference):
@@ -97,7 +156,7 @@ def test_asked_again_nothing_trains(reference):
     assert before == after
 
 
-def test_edited_data_is_refused_with_the_remedy(reference, tmp_path):
+def test_edited_data_is_refused_with_the_remedy(reference):
     words, _, home = reference
     text = home / "text.jsonl"
     original = text.read_text()
@@ -110,17 +169,3 @@ def test_edited_data_is_refused_with_the_remedy(reference, tmp_path):
     assert process.returncode == 6
     assert "run.tag=" in err
     assert "Traceback" not in err + out
-
-
-def test_one_of_two_wins(reference):
-    words, _, home = reference
-    again = [*words, "run_root=race", f"schedule.total_tokens={3000 * 128}"]
-    first = start(again, home)
-    wait_for_step(home / "race", 1, first)
-    second = start(again, home)
-    _, err = second.communicate(timeout=120)
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert first.returncode == 85
-    assert second.returncode == 3
-    assert "is training this run" in err

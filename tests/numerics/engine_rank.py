@@ -55,6 +55,7 @@ def run(recipe: str, expert_parallel_size: int, zero_stage: int) -> dict:
         f"parallelism.zero_stage={zero_stage}",
         f"parallelism.expert_parallel_size={expert_parallel_size}",
         f"parallelism.expert_data_parallel_size={world // expert_parallel_size}",
+        "schedule.micro_batch_size=1",
     ]
     engine = TrainingEngine(
         SliceNet(slice(2 * rank, 2 * rank + 2) if local else slice(None)),

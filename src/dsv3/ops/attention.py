@@ -96,9 +96,14 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, *output[1:])
+    ctx.set_materialize_grads(False)  # none comes for the probabilities
 
 
-def _backward(ctx: Any, grad_BHSV: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    ctx: Any, grad_BHSV: Tensor | None, *_: None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if grad_BHSV is None:
+        return None, None, None
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.dsv3.kept_attention_backward(
         grad_BHSV, *ctx.saved_tensors
     )

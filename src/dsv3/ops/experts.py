@@ -5,9 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from dsv3.ops.grouped import grouped_outer, grouped_product
+from dsv3.ops.grouped import grouped_product
 
 
 def grouped_mlp(
@@ -21,80 +20,103 @@ def grouped_mlp(
 
     `gate_up_proj` is [e, 2F, D] with the gate half first, `down_proj` [e, D, F]; the result is
     [R, D]. The routing weight acts at the width F, where it is cheapest. Any number of experts may
-    have no rows: their weights get a gradient of zero, never none.
+    have no rows: their weights get a gradient of zero, never none. Rows beyond those of the last
+    expert are neither read nor written.
     """
     inputs = (rows_RD, row_weights_R, rows_per_expert_e, gate_up_proj, down_proj)
     if torch.compiler.is_compiling():
-        return plain_grouped_mlp(*inputs)
-    out_RD: Tensor = _GroupedMlp.apply(*inputs)  # type: ignore[no-untyped-call]
+        return fusible_grouped_mlp(*inputs)
+    out_RD: Tensor
+    out_RD, _ = torch.ops.dsv3.grouped_mlp(*inputs)
     return out_RD
 
 
-def plain_grouped_mlp(
+def fusible_grouped_mlp(
     rows_RD: Tensor,
     row_weights_R: Tensor,
     rows_per_expert_e: Tensor,
     gate_up_proj: Tensor,
     down_proj: Tensor,
 ) -> Tensor:
-    """The same without a gradient of its own: for a compiler, which fuses better than we do."""
+    """The same with SwiGLU in the open, for a compiler to fuse, forward and backward."""
     gate_up = grouped_product(rows_RD, gate_up_proj.transpose(1, 2), rows_per_expert_e)
     gate, up = gate_up.chunk(2, dim=-1)
     activated_RF = F.silu(gate) * up * row_weights_R.unsqueeze(-1).to(gate_up.dtype)
     return grouped_product(activated_RF, down_proj.transpose(1, 2), rows_per_expert_e)
 
 
-class _GroupedMlp(Function):
-    """Keeps the rows and gate_up, and makes SwiGLU's output again in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows_RD: Tensor,
-        row_weights_R: Tensor,
-        rows_per_expert_e: Tensor,
-        gate_up_proj: Tensor,
-        down_proj: Tensor,
-    ) -> Tensor:
-        gate_up = grouped_product(rows_RD, gate_up_proj.transpose(1, 2), rows_per_expert_e)
-        ctx.save_for_backward(
-            rows_RD, row_weights_R, rows_per_expert_e, gate_up_proj, down_proj, gate_up
-        )
-        gate, up = gate_up.chunk(2, dim=-1)
-        weight = row_weights_R.unsqueeze(-1).to(gate_up.dtype)
-        activated_RF = F.silu(gate.contiguous()).mul_(up).mul_(weight)
-        return grouped_product(activated_RF, down_proj.transpose(1, 2), rows_per_expert_e)
-
-    @staticmethod
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor | None, ...]:
-        rows_RD, row_weights_R, rows_per_expert_e, gate_up_proj, down_proj, gate_up = (
-            ctx.saved_tensors
-        )
-        grad_RF = grouped_product(grad_RD.contiguous(), down_proj, rows_per_expert_e)
-        grad_gate_up, grad_weights_R, activated_RF = _swiglu_backward(
-            gate_up, row_weights_R, grad_RF
-        )
-        return (
-            grouped_product(grad_gate_up, gate_up_proj, rows_per_expert_e),
-            grad_weights_R,
-            None,
-            grouped_outer(grad_gate_up, rows_RD, rows_per_expert_e),
-            grouped_outer(grad_RD, activated_RF, rows_per_expert_e),
-        )
+# Without a compiler: one expert after the other through the whole network, while its rows are in
+# the cache, and its SwiGLU made again in the backward pass.
+@torch.library.custom_op("dsv3::grouped_mlp", mutates_args=())
+def _forward(
+    rows: Tensor, row_weights: Tensor, rows_per_expert: Tensor, gate_up_proj: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The result, and gate_up [R, 2F] for the backward pass."""
+    counts = rows_per_expert.tolist()
+    out = torch.empty_like(rows)
+    gate_up = rows.new_empty(rows.shape[0], gate_up_proj.shape[1])
+    split = (_runs(x, counts) for x in (rows, _column(row_weights, rows), gate_up, out))
+    for x, weight, h, y, up_proj, down_proj in zip(*split, gate_up_proj, down, strict=True):
+        torch.mm(x, up_proj.t(), out=h)
+        gate, up = h.chunk(2, dim=1)
+        torch.mm(F.silu(gate.contiguous()).mul_(up).mul_(weight), down_proj.t(), out=y)
+    return out, gate_up
 
 
-def _swiglu_backward(
-    gate_up: Tensor, row_weights_R: Tensor, grad_RF: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate_up and of the row weights, and SwiGLU's weighted output."""
-    gate, up = (half.contiguous() for half in gate_up.chunk(2, dim=-1))
-    weight = row_weights_R.unsqueeze(-1).to(gate_up.dtype)
-    silu = F.silu(gate)
-    plain = silu * up
-    grad_weights_R = (grad_RF * plain).sum(dim=-1, dtype=row_weights_R.dtype)
-    scaled = grad_RF * weight
-    grad_gate_up = torch.empty_like(gate_up)
-    grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-    torch.mul(scaled, silu, out=grad_up)
-    grad_gate.copy_(torch.ops.aten.silu_backward(scaled.mul_(up), gate))
-    return grad_gate_up, grad_weights_R, plain.mul_(weight)
+@torch.library.custom_op("dsv3::grouped_mlp_backward", mutates_args=())
+def _gradients(
+    grad: Tensor,
+    rows: Tensor,
+    row_weights: Tensor,
+    rows_per_expert: Tensor,
+    gate_up_proj: Tensor,
+    down: Tensor,
+    gate_up: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the rows, their weights and both projections."""
+    counts = rows_per_expert.tolist()
+    grads = [torch.empty_like(x) for x in (rows, row_weights, gate_up_proj, down)]
+    weight = _column(row_weights, rows)
+    split = (_runs(x, counts) for x in (grad, rows, weight, gate_up, grads[0], grads[1]))
+    for dy, x, w, h, dx, dw, up_proj, down_proj, d_up_proj, d_down_proj in zip(
+        *split, gate_up_proj, down, grads[2], grads[3], strict=True
+    ):
+        gate, up = (half.contiguous() for half in h.chunk(2, dim=1))
+        silu = F.silu(gate)
+        activated = silu * up
+        d_activated = dy @ down_proj
+        dw.copy_((d_activated * activated).sum(dim=1, dtype=dw.dtype))
+        d_activated.mul_(w)
+        d_silu = d_activated * up
+        dh = torch.cat((torch.ops.aten.silu_backward(d_silu, gate), d_activated.mul_(silu)), dim=1)
+        torch.mm(dy.t(), activated.mul_(w), out=d_down_proj)
+        torch.mm(dh.t(), x, out=d_up_proj)
+        torch.mm(dh, up_proj, out=dx)
+    return grads[0], grads[1], grads[2], grads[3]
+
+
+def _runs(rows: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
+    """The rows of each expert."""
+    runs: tuple[Tensor, ...] = rows[: sum(counts)].split(counts)
+    return runs
+
+
+def _column(row_weights: Tensor, rows: Tensor) -> Tensor:
+    return row_weights.to(rows.dtype).unsqueeze(1)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)  # none comes for gate_up
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    grad_rows, grad_weights, grad_gate_up_proj, grad_down = torch.ops.dsv3.grouped_mlp_backward(
+        grad.contiguous(), *ctx.saved_tensors
+    )
+    return grad_rows, grad_weights, None, grad_gate_up_proj, grad_down
+
+
+_forward.register_autograd(_backward, setup_context=_keep)

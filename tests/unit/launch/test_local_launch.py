@@ -60,6 +60,7 @@ from pathlib import Path
 from dsv3.config.root import RunConfig
 from dsv3.launch import local
 local.RANK_MODULE = "a_rank"
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 if "thread" in sys.argv:
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

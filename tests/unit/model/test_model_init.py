@@ -1,6 +1,7 @@
 """Initial weights do not know the layout: shards and stages hold the bits of the whole."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_layer_ranges_equal_the_whole(
 ) -> None:
     whole = dict(build(config).named_parameters())
     found = {}
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         part = dict(build(config, layers=range(start, stop)).named_parameters())
         assert not part.keys() & found.keys()
         found |= part

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dsv3.ops import grouped
-from dsv3.ops.experts import grouped_mlp, plain_grouped_mlp
+from dsv3.ops.experts import fusible_grouped_mlp, grouped_mlp
 from dsv3.ops.grouped import grouped_outer, grouped_product
 
 D, F_WIDTH, E = 6, 5, 4
@@ -41,7 +41,7 @@ def by_row(rows: Tensor, weights: Tensor, counts: list[int], w1: Tensor, w2: Ten
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("implementation", [grouped_mlp, plain_grouped_mlp])
+@pytest.mark.parametrize("implementation", [grouped_mlp, fusible_grouped_mlp])
 @pytest.mark.parametrize("name", COUNTS)
 def test_values_and_gradients_equal_the_definition(name: str, implementation: object) -> None:
     counts = COUNTS[name]

@@ -80,34 +80,38 @@ def test_of_processes_creating_at_once_all_get_the_same_whole_run(
     config: RunConfig, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path\n"
+        "import sys\n"
         "from dsv3.config.root import RunConfig\n"
         "from dsv3.runs.directory import RunDirectory\n"
         "from dsv3.runs.provenance import Provenance\n"
         "import dsv3\n"
-        "config = RunConfig.model_validate_json(sys.argv[1])\n"
+        "configs = [RunConfig.model_validate_json(text) for text in sys.argv[1:]]\n"
         "record = {'data_fingerprint': 'd', 'numerics_version': dsv3.NUMERICS_VERSION}\n"
-        "sys.stdin.readline()\n"
         "made = Provenance(record, '')\n"
-        "run = RunDirectory.create_or_open(config, overrides=(), provenance=made)\n"
-        "run.config(); print(run.id)\n"
+        "print('ready', flush=True)\n"
+        "for config in configs:\n"
+        "    sys.stdin.readline()\n"
+        "    run = RunDirectory.create_or_open(config, overrides=(), provenance=made)\n"
+        "    run.config(); print(run.id, flush=True)\n"
     )
-    for seed in (1, 2, 3):
-        asked = config.model_copy(update={"seed": seed})
-        racers = [
-            subprocess.Popen(
-                [sys.executable, "-c", code, asked.model_dump_json()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-            )
-            for _ in range(6)
-        ]
+    asked = [config.model_copy(update={"seed": seed}) for seed in (1, 2, 3)]
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *(one.model_dump_json() for one in asked)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        )
+        for _ in range(6)
+    ]
+    assert {racer.stdout.readline() for racer in racers} == {"ready\n"}
+    for one in asked:
         for racer in racers:
             racer.stdin.write("go\n")
             racer.stdin.flush()
-        assert {racer.communicate()[0] for racer in racers} == {f"{run_id(asked)}\n"}
+        assert {racer.stdout.readline() for racer in racers} == {f"{run_id(one)}\n"}
+    assert [racer.communicate()[0] for racer in racers] == [""] * 6
     names = [path.name for path in Path(config.run_root).iterdir()]
     assert len(names) == 3, "no half-made directory stays behind"
     assert not [name for name in names if name.startswith(".")]

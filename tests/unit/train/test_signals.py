@@ -8,11 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from dsv3.errors import InterruptedError_, SavedForRequeueError
 from dsv3.train.signals import STOP_SIGNALS, StopRequest, hold_stop_signals, stop_with_launcher
+
+
+@pytest.fixture(autouse=True)
+def hang_up_ends() -> Iterator[None]:
+    """Also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,9 @@ def test_too_little_text_for_a_batch_leaves_prepared_text_and_no_run(tmp_path, m
 
 def shell(script: str, cwd: Path, *wrapper: str) -> subprocess.CompletedProcess[str]:
     """Run a shell script in which `dsv3` is the command line."""
-    script = f'dsv3() {{ {shlex.quote(sys.executable)} -m dsv3 "$@"; }}\n{script}'
+    # With buffers, as users have them: what is left in one is written when Python exits.
+    start = f"env -u PYTHONUNBUFFERED {shlex.quote(sys.executable)} -m dsv3"
+    script = f'dsv3() {{ {start} "$@"; }}\n{script}'
     return subprocess.run(
         [*wrapper, "bash", "-c", script], cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -268,6 +270,7 @@ def shell(script: str, cwd: Path, *wrapper: str) -> subprocess.CompletedProcess[
         ("dsv3 train foo=1 <&- >&- 2>&-", 2, ""),
         ("dsv3 config show >&-", 0, ""),
         ("dsv3 config show >/dev/full", 3, "error[capacity]: stdout: no space left on device"),
+        ("dsv3 config show -p seed >/dev/full", 3, "error[capacity]: stdout: no space left"),
         ("dsv3 train foo=1 2>/dev/full", 2, ""),
         ("mkdir d; cd d; rmdir ../d; dsv3 train", 3, "error[capacity]: current directory: "),
         ("PYTHONIOENCODING=ascii dsv3 config show run.tag=\u00e9 -p run", 0, ""),

@@ -49,6 +49,16 @@ def test_one_rank_holds_everything() -> None:
     assert state_bytes_of_all_ranks(config) == state.total == 20 * weights
 
 
+def test_layers_are_not_counted_one_by_one() -> None:
+    config = nano("model.num_hidden_layers=1000000000", "model.first_k_dense_replace=3")
+    shallow = nano("model.num_hidden_layers=4", "model.first_k_dense_replace=3")
+    counts = count_parameters(config.model)
+    more = (10**9 - 4) * counts.moe_layer
+    assert state_bytes_per_rank(config).weights == (
+        state_bytes_per_rank(shallow).weights + 4 * more
+    )
+
+
 def test_bf16_halves_the_weights_only() -> None:
     fp32, bf16 = state_bytes_per_rank(nano()), state_bytes_per_rank(nano("precision=bf16"))
     assert 2 * bf16.weights == fp32.weights

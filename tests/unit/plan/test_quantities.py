@@ -30,6 +30,12 @@ def test_sizes_are_binary() -> None:
     ]
 
 
+def test_beyond_the_largest_unit_there_are_powers_of_ten() -> None:
+    assert size(10**40) == "8.674e+21 EiB"
+    assert size(1234 * 2**60) == "1,234.0 EiB"
+    assert flops(1e40) == "1.000e+16 YFLOP"
+
+
 def test_one_of_a_thing_is_singular() -> None:
     assert (plural(1, "GPU"), plural(0, "GPU"), plural(2048, "rank")) == (
         "1 GPU",

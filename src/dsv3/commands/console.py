@@ -1,6 +1,5 @@
 """Printing: errors on stderr, results on stdout, as a table for people or as JSON for programs."""
 
-import contextlib
 import json
 import os
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsv3.commands.streams import silence
 from dsv3.errors import Dsv3Error
 from dsv3.files import out_of_room, storage_error
 
@@ -26,9 +26,11 @@ def write(text: str) -> None:
 
 def note(text: str) -> None:
     """Print a line on stderr: about what happens, not a result; to nobody if nobody reads."""
-    with contextlib.suppress(OSError):
+    try:
         sys.stderr.write(f"{printable(text)}\n")
         sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
 
 
 def write_json(data: Any) -> None:

@@ -1,7 +1,7 @@
 """The contestants: a training step of our model and of Hugging Face's DeepseekV3.
 
-A side is a name and `step(input_ids_BS, labels_BS) -> loss`: forward, backward, clipping, optimizer.
-Both sides start from the same weights and use torch's fused AdamW.
+A side is a name and `step(input_ids_BS, labels_BS) -> loss`: forward, backward, clipping and
+optimizer. Both sides start from the same weights and use torch's fused AdamW.
 """
 
 from collections.abc import Callable

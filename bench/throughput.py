@@ -8,6 +8,7 @@ Sides take turns step by step, so that a busy machine slows all of them; ratios 
 import argparse
 import ctypes
 import json
+import os
 import statistics
 import sys
 import time
@@ -76,6 +77,7 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, Any]:
     return {
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "load": options.load,
         "tokens_per_step": tokens_per_step,
         "sides": {
             name: {
@@ -100,20 +102,22 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, Any]:
 def show(console: Console, result: dict[str, Any]) -> None:
     """Print one precision."""
     rate = result["products"]["gflops_per_second"]
+    if result["load"] > 0.5:
+        console.print(f"[yellow]busy machine: {result['load']:.1f} other threads wanted to run")
     table = Table(
         title=f"{result['precision']}, {result['threads']} threads, "
         f"{result['tokens_per_step']} tokens a step",
         caption=f"products alone: {1e3 * result['products']['seconds']:.0f} ms at {rate:.0f} "
         "GFLOP/s, measured on the same shapes; their share of the step is the last column",
     )
-    columns = ("", "ms a step", "min .. max", "tokens/s", "x best peer", "x eager peer", "products")
+    columns = ("", "ms a step", "min..max", "tokens/s", "x best peer", "x eager peer", "products")
     for column in columns:
-        table.add_column(column, justify="left" if column == "" else "right")
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
     for name, side in result["sides"].items():
         table.add_row(
             name,
             f"{1e3 * side['seconds']:.0f}",
-            f"{1e3 * side['seconds_min']:.0f} .. {1e3 * side['seconds_max']:.0f}",
+            f"{1e3 * side['seconds_min']:.0f}..{1e3 * side['seconds_max']:.0f}",
             f"{side['tokens_per_second']:,.0f}",
             f"{side['ratio_to_best_peer']:.2f}",
             f"{side['ratio_to_eager_peer']:.2f}",
@@ -121,7 +125,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         )
     console.print(table)
     groups = Table(title="where the time goes")
-    groups.add_column("")
+    groups.add_column("", no_wrap=True)
     names = list(result["profile"])
     for name in names:
         groups.add_column(name, justify="right")
@@ -146,6 +150,7 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
+    options.load = os.getloadavg()[0]  # threads of others, in the minute before
     results = [measure(options, precision) for precision in options.precision]
     if options.json:
         json.dump({"model": options.model, "results": results}, sys.stdout, indent=2)

@@ -89,7 +89,7 @@ def test_a_full_disk_in_the_middle_of_a_file(tmp_path, save, identity, monkeypat
         return real(path, cut())
 
     monkeypatch.setattr("dsv3.checkpoint.writer.write_file", full)
-    with pytest.raises(CapacityError, match="No space left"):
+    with pytest.raises(CapacityError, match="no space left"):
         save(tmp_path, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
 

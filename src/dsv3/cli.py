@@ -41,7 +41,7 @@ app.add_typer(data_app, name="data")
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Options and values, e.g. model=moe_nano balance=none schedule.lr=1e-3.",
         show_default=False,
     ),
@@ -115,7 +115,7 @@ def plan(
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> int:
-    """Compute what a run needs and does from its configuration alone."""
+    """Compute what a run needs and does, before anything starts."""
     if cfg is not None:
         return _show(overrides, cfg, multirun=multirun, config_dir=config_dir, as_json=as_json)
     return _call(
@@ -157,15 +157,16 @@ def config_diff(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="KEY=VALUE... [vs KEY=VALUE...]",
-            help="Arms to compare: sweep lists, or sets with `vs` between them. "
-            "A single configuration is compared with the default one.",
+            metavar="KEY=VALUE",
+            help="Arms to compare: sweep lists, as in balance=none,aux_free, or sets with `vs` "
+            "between them, as in seed=2 vs model=moe_nano. A single configuration is compared "
+            "with the default one.",
         ),
     ],
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> int:
-    """Show where configurations differ: `balance=none,aux_free`, or `seed=2 vs model=moe_nano`."""
+    """Show where configurations differ."""
     return _call("config", "diff", words, config_dir=config_dir, as_json=as_json)
 
 
@@ -181,7 +182,7 @@ def data_prepare(
 def data_inspect(
     overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False
 ) -> int:
-    """Say what the prepared text holds: documents, bytes and tokens of each domain."""
+    """Say what the prepared text of each domain is, with samples."""
     return _call("data", "inspect", overrides or [], config_dir=config_dir, as_json=as_json)
 
 
@@ -194,10 +195,11 @@ def doctor(as_json: Json = False) -> int:
 @app.command()
 def completion(
     shell: Annotated[
-        str, typer.Argument(metavar="bash|zsh|fish", help="The shell to complete in.")
+        str,
+        typer.Argument(metavar="bash|zsh|fish", help='The shell: eval "$(dsv3 completion bash)".'),
     ],
 ) -> int:
-    """Print a script that completes verbs, options and keys: `eval "$(dsv3 completion bash)"`."""
+    """Print a script that completes words in a shell."""
     return _call("completion", "completion", shell)
 
 

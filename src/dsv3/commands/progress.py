@@ -1,6 +1,7 @@
 """How the preparation of text is shown: bars on a terminal, plain lines elsewhere; on stderr."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ LINE_EVERY_S = 10.0
 @contextlib.contextmanager
 def preparation_progress() -> Iterator[Callable[[str, int, int | None], None]]:
     """Give the callback (stage, done, total) of `prepare`; nothing is shown until it is called."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM", "") in {"", "dumb"}:
         yield PlainProgress()
         return
     from rich.console import Console

@@ -30,7 +30,7 @@ def _problem(path: str, detail: ErrorDetails) -> Problem:
         case "value_error":
             return Problem(path, str(detail["ctx"]["error"]))
         case "string_unicode":
-            return Problem(setting, "must be UTF-8 text")
+            return Problem(setting, "must be UTF-8 text", "if it is, set LC_ALL=C.UTF-8")
         case "finite_number":
             return Problem(setting, "must be finite", f"give it {words}")
         case _:

@@ -63,15 +63,13 @@ def parse(line: bytes, *, first: bool) -> Document | None:
         text = line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         wrong = f"byte 0x{line[error.start]:02x} at position {error.start} is not UTF-8"
-        binary = b"\0" in line
-        hint = "is this a binary file, or UTF-16? " if binary else ""
-        raise BadLineError(wrong, f"{hint}expected {LINE}", binary=binary) from error
+        raise _unreadable(wrong, line) from error
     if not text.strip():
         return None
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadLineError(f"not JSON: {error}", f"expected {LINE}") from error
+        raise _unreadable(f"not JSON: {error}", line) from error
     if not isinstance(record, dict):
         raise BadLineError(f"a JSON {type(record).__name__}", f"expected {LINE}")
     if "text" not in record:
@@ -79,6 +77,12 @@ def parse(line: bytes, *, first: bool) -> Document | None:
         raise BadLineError(f'no "text", only {keys}', f"expected {LINE}")
     domain = record.get("domain", DEFAULT_DOMAIN)
     return Document(_string("domain", domain), _string("text", record["text"]))
+
+
+def _unreadable(rule: str, line: bytes) -> BadLineError:
+    binary = b"\0" in line
+    hint = "is this a binary file, or UTF-16? " if binary else ""
+    return BadLineError(rule, f"{hint}expected {LINE}", binary=binary)
 
 
 def _string(key: str, value: object) -> str:

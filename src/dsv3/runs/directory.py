@@ -261,14 +261,17 @@ def _fill(
     run.checkpoints.mkdir()
     run.logs.mkdir()
     write_synced(run.config_path, [_to_yaml(config).encode()])
-    write_synced(run.overrides_path, [yaml.safe_dump(redact_arguments(overrides)).encode()])
+    write_synced(
+        run.overrides_path,
+        [yaml.safe_dump(redact_arguments(overrides), allow_unicode=True).encode()],
+    )
     if provenance.diff_file is not None:
         write_synced(run.path / provenance.diff_file, [provenance.diff.encode()])
     write_json(run.provenance_path, provenance.record)
 
 
 def _to_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _changed(before: RunConfig, now: RunConfig) -> dict[str, Any]:

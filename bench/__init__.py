@@ -4,3 +4,5 @@ import os
 
 # As the launcher sets it for a rank, and for all sides alike; read when OpenMP is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# The profiler says when it starts and stops.
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")

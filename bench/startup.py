@@ -36,7 +36,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 def _elapsed_s(arguments: list[str], exit_code: int, directory: str) -> float:
     begin_s = time.perf_counter()
-    finished = subprocess.run(  # noqa: S603 - our own words
+    finished = subprocess.run(
         [sys.executable, *arguments], cwd=directory, capture_output=True, check=False
     )
     elapsed_s = time.perf_counter() - begin_s

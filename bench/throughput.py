@@ -137,7 +137,7 @@ def _engines(config: RunConfig, modes: Sequence[bool]) -> Iterator[list[Side]]:
 
 def show(results: Sequence[dict[str, Any]]) -> None:
     """Print every precision."""
-    console = Console()
+    console = Console(width=max(100, Console().width))
     for result in results:
         _show(console, result)
 
@@ -154,9 +154,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         caption=f"products alone: {1e3 * result['products']['seconds']:.0f} ms at {rate:.0f} "
         "GFLOP/s, measured on the same shapes; their share of the step is the last column",
     )
-    columns = ("", "ms a step", "min..max", "tokens/s", "x best peer", "x eager peer", "products")
+    columns = ("", "ms a step", "min..max", "tokens/s", "x best peer", "x eager peer", "GEMM")
     for column in columns:
-        table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for name, side in result["sides"].items():
         table.add_row(
             name,

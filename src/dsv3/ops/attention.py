@@ -18,7 +18,9 @@ def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor, *, scale: f
     """
     if q_BHSd.device.type == "cpu" and q_BHSd.shape[2] <= LONGEST_KEPT:
         out: Tensor
-        out, *_ = torch.ops.dsv3.kept_attention(q_BHSd * scale, k_BHSd, v_BHSV)
+        out, *_ = torch.ops.dsv3.kept_attention(
+            q_BHSd * scale, k_BHSd.contiguous(), v_BHSV.contiguous()
+        )
         return out
     return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSV, is_causal=True, scale=scale)
 
@@ -35,15 +37,21 @@ def _halves(length: int) -> tuple[slice, slice]:
 def _attend(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of scaled queries, and the probabilities [B x H, .., ..] of either half."""
     q, k, v = (x.flatten(0, 1) for x in (q_BHSd, k_BHSd, v_BHSV))
-    out, kept = torch.empty_like(v), []
+    out, kept = _empty_heads_last(v_BHSV), []
     for part in _halves(q.shape[1]):
         past = slice(0, part.stop)
         scores = q[:, part] @ k[:, past].transpose(1, 2)
         square = scores[:, :, part]  # what lies left of it is past for all of these queries
         square += torch.full_like(square[0], float("-inf")).triu_(1)
         kept.append(scores.softmax(dim=-1))
-        out[:, part] = kept[-1] @ v[:, past]
-    return out.view_as(v_BHSV), kept[0], kept[1]
+        out[:, :, part] = (kept[-1] @ v[:, past]).unflatten(0, out.shape[:2])
+    return out, kept[0], kept[1]
+
+
+def _empty_heads_last(x_BHSV: Tensor) -> Tensor:
+    """Room for [B, H, S, V] that lies in memory as [B, S, H, V], as the next product wants it."""
+    B, H, S, V = x_BHSV.shape
+    return x_BHSV.new_empty(B, S, H, V).transpose(1, 2)
 
 
 @torch.library.custom_op("dsv3::kept_attention_backward", mutates_args=())
@@ -77,7 +85,7 @@ def _(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSV: Tensor) -> tuple[Tensor, Tensor, T
     early, late = _halves(q_BHSd.shape[2])
     heads = q_BHSd.shape[0] * q_BHSd.shape[1]
     return (
-        v_BHSV.new_empty(v_BHSV.shape),
+        _empty_heads_last(v_BHSV),
         q_BHSd.new_empty(heads, early.stop, early.stop),
         q_BHSd.new_empty(heads, late.stop - late.start, late.stop),
     )

@@ -17,7 +17,6 @@ from dsv3.runs.provenance import collect
 from dsv3.runs.rank import RankArguments
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
-from dsv3.train.evaluation import Evaluation
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.reporter import Reporter
 from dsv3.train.signals import StopRequest
@@ -44,8 +43,8 @@ def train_attempt(
     attempt = run.begin_attempt(lock, config, provenance)
     device = choose_device(config)
     with process_group(device):
-        evaluation = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
-    run.mark_done(_result(evaluation, config, prepared, time.monotonic() - began_s))
+        result = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
+    run.mark_done(result | {"last_attempt_s": time.monotonic() - began_s})
 
 
 def _train(
@@ -56,7 +55,7 @@ def _train(
     attempt: int,
     quiet: bool,
     stop: StopRequest,
-) -> Evaluation:
+) -> dict[str, Any]:
     model = build_model(config, device)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device)
@@ -68,37 +67,29 @@ def _train(
     if position.step > 0:
         reporter.note(f"going on from {checkpoints.newest}")
     length = config.schedule.sequence_length
+    held_out = validation_samples(prepared, length, config.evaluation.sequences)
+    trainer = Trainer(
+        config=config,
+        device=device,
+        model=model,
+        engine=engine,
+        samples=TrainingSamples(prepared, length, config.seed),
+        validation=held_out,
+        checkpoints=checkpoints,
+        reporter=reporter,
+        stop=stop,
+        position=position,
+    )
     try:
-        return train_to_end(
-            Trainer(
-                config=config,
-                device=device,
-                model=model,
-                engine=engine,
-                samples=TrainingSamples(prepared, length, config.seed),
-                validation=validation_samples(prepared, length, config.evaluation.sequences),
-                checkpoints=checkpoints,
-                reporter=reporter,
-                stop=stop,
-                position=position,
-            )
-        )
+        evaluation = train_to_end(trainer)
     finally:
         reporter.close()
         engine.close()
-
-
-def _result(
-    evaluation: Evaluation, config: RunConfig, prepared: Prepared, elapsed_s: float
-) -> dict[str, Any]:
-    held_out = validation_samples(
-        prepared, config.schedule.sequence_length, config.evaluation.sequences
-    )
     return evaluation.record() | {
-        "steps": config.schedule.num_steps,
-        "tokens_trained": config.schedule.num_steps * config.schedule.tokens_per_step,
+        "steps": trainer.position.step,
+        "tokens_trained": trainer.position.tokens,
+        # Of the same targets as the loss, so that the two compare.
         "unigram_entropy": unigram_loss(prepared, held_out),
-        "last_attempt_s": elapsed_s,
     }
 
 

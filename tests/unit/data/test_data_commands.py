@@ -26,10 +26,8 @@ def test_prepare_prints_a_table_on_stdout_and_progress_on_stderr(overrides, caps
     out, err = capsys.readouterr()
     for word in ("web", "code", "all", "fingerprint", "unigram entropy", "directory"):
         assert word in out
-    assert (
-        err.splitlines()
-        == ["data: collect", "data: train tokenizer", "data: encode", "data: write"][-3:]
-    )
+    stages = ("train tokenizer", "encode", "write")
+    assert err.splitlines()[-3:] == [f"data: {stage}" for stage in stages]
 
 
 def test_prepare_as_json_counts_every_document(overrides, records, capsys):

@@ -134,6 +134,7 @@ def test_memory_is_kept_as_asked_and_the_user_wins(config: RunConfig) -> None:
 
     assert environment(keep_memory=True)["MALLOC_MMAP_THRESHOLD_"] == str(2**30)
     assert environment(keep_memory=True)["MALLOC_TOP_PAD_"] == "1"
+    assert environment(keep_memory=True)["GOMP_SPINCOUNT"] == "20000"
     assert "MALLOC_MMAP_THRESHOLD_" not in environment(keep_memory=False)
     assert "MALLOC_MMAP_THRESHOLD_" not in environment(keep_memory=True, device="cuda")
     assert environment(threads_per_rank=5)["OMP_NUM_THREADS"] == "5"

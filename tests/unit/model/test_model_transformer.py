@@ -36,7 +36,10 @@ def test_losses_agree_with_the_logits(config: ModelConfig, build: Build, batch: 
     model = build(config)
     logits = model.logits(batch[0])
     by_token = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none")
-    losses = model.token_losses(*batch)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        losses = model.token_losses(*batch)
+    assert not saved, "evaluation keeps activations"
     assert losses.shape == batch[1].shape
     assert not losses.requires_grad
     torch.testing.assert_close(losses, by_token.detach())

@@ -59,3 +59,9 @@ def test_bf16_is_close_to_fp32() -> None:
     for value, wanted in zip(mine, reference, strict=True):
         assert value.dtype == torch.bfloat16
         assert (value.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_operator_is_well_formed_for_the_compiler() -> None:
+    arguments = [torch.randn(2, 3, 5, width, requires_grad=True) for width in (4, 4, 6)]
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.dsv3.kept_attention, tuple(arguments), test_utils=tests)

@@ -79,6 +79,17 @@ def test_bf16_head_has_an_fp32_loss_and_gradients_rounded_once() -> None:
         assert (gradient - wanted).float().norm() < 2**-8 * wanted.float().norm()
 
 
+def test_bf16_chunks_are_added_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 chunks added in BF16 would lose what is below 2^-9 of the sum: several percent."""
+    hidden, weight, labels = inputs(torch.bfloat16, tokens=256, width=16, vocab=20)
+    (whole,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), weight)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 1)
+    (chunked,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), weight)
+    # Each chunk's product is rounded once to BF16; errors of 256 add up in quadrature.
+    assert (chunked.float() - whole.float()).norm() < 2**-8 * whole.float().norm()
+
+
 def test_token_losses_and_the_loss_without_a_gradient() -> None:
     hidden, weight, labels = inputs(torch.float32)
     losses = linear_token_losses(hidden, weight, labels)

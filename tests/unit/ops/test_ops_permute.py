@@ -63,3 +63,12 @@ def test_bf16_rows_are_summed_like_fp32_and_rounded_once() -> None:
     summed = unpermute(rows, token_of_rows(row_TK, 10), row_TK)
     # Not bit-equal to torch's rounding: FBGEMM rounds ties away from zero.
     assert ((summed.float() - exact).abs() <= 2**-8 * exact.abs()).all()
+
+
+def test_operators_are_well_formed_for_the_compiler() -> None:
+    row_TK, _ = expert_rows(IDS, count_tokens(IDS, 5), row_multiple=4)
+    tokens = token_of_rows(row_TK, 12)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for operator, rows in ((torch.ops.dsv3.permute, 5), (torch.ops.dsv3.unpermute, 12)):
+        x = torch.randn(rows, 3, requires_grad=True)
+        torch.library.opcheck(operator, (x, tokens, row_TK), test_utils=tests)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv3 import cli, files
 from dsv3.commands import train as train_verb
@@ -29,6 +30,15 @@ AT = {"schedule__sequence_length": 16, "checkpoint__every_steps": 4, "checkpoint
 def words(text: Path, root: Path, **values):
     # Half the sequence of the usual small run: twice the steps, so that there are STEPS of them.
     return overrides(text, steps=STEPS // 2, run_root=root, **{**AT, **values})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads that wait for each other take minutes where others use the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,19 @@ from dsv3.errors import CapacityError, Problem
 
 Chunk = bytes | memoryview
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+REFUSALS = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+)
 """What a file system says that is no fault of ours, wherever it says it."""
 
 
@@ -83,11 +95,11 @@ def probe_writable(directory: Path) -> None:
         os.fsync(file.fileno())
 
 
-def out_of_room(error: OSError) -> CapacityError | None:
+def refused(error: OSError) -> CapacityError | None:
     """What to raise for an OSError nobody expected if the file system is at fault, else None."""
-    if error.errno not in NO_ROOM:
+    if error.errno not in REFUSALS:
         return None
-    return storage_error(error.filename or "stdout", error, "make room there")
+    return storage_error(error.filename or "stdout", error, "make it accessible, with room in it")
 
 
 def reason(error: OSError | ValueError) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -82,6 +83,7 @@ CONFIGURATION = {
         "schedule.lr=fast: must be a number",
     ],
     "seed=${nope}": ["Interpolation key 'nope' not found"],
+    "seed=${nope} schedule.lr=x": ["schedule.lr=x: must be a number", "'nope' not found"],
     "-m seed=range(3,1)": ["stands for no value at all"],
     "-m model=moe_nno seed=1,x": ["did you mean moe_nano?", "seed=x: must be a whole"],
     "schedule.lr=nan": ["schedule.lr=nan: must be finite"],
@@ -133,6 +135,15 @@ def test_configuration(words, said, ask):
 def test_both_sides_of_a_comparison_are_told(ask):
     lines = ask(2, "config", "diff", "seed=x", "vs", "model=nope")
     assert [line.split()[1] for line in lines] == ["seed=x:", "model=nope:"]
+
+
+def test_an_incomplete_model_of_ones_own_is_told_by_its_missing_keys(ask, tmp_path):
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/mine.yaml").write_text("name: mine\nhidden_sze: 64\n")
+    lines = ask(2, "train", "--config-dir", "own", "model=mine")
+    assert "error[config]: model.vocab_size: is missing; give it a whole number > 0" in lines
+    assert lines[-1].endswith("there is no such key; did you mean model.hidden_size?")
+    assert "Interpolation" not in "".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -319,3 +330,40 @@ def test_storage_that_is_read_only_or_full(tmp_path):
     assert "full/moe_nano-aux_free-s1-" in lines[0]
     assert all("read-only file system" in line.lower() for line in lines[1:5])
     assert "no space left on device" in lines[5].lower()
+
+
+CLOSED = """
+mkdir closed && chmod 000 closed || exit 1
+for root in closed closed/below; do dsv3 train WORDS run_root=$root; echo $?; done
+dsv3 train WORDS data.cache_dir=closed; echo $?
+dsv3 train --config-dir closed/below; echo $?
+dsv3 train WORDS data.tokenizer=closed/x; echo $?
+dsv3 train WORDS data.path=closed; echo $?
+"""
+POWERS = "-dac_override,-dac_read_search"
+"""Those by which root opens what is closed."""
+
+
+def test_directories_one_may_not_enter(tmp_path):
+    write_text(tmp_path / "x.jsonl")
+    words = shlex.join([*SMALL, "data=jsonl", "data.path=x.jsonl"])
+    wrapper = ["setpriv", f"--bounding-set={POWERS}", f"--inh-caps={POWERS}"]
+    if os.geteuid() != 0:
+        wrapper = []
+    elif shutil.which("setpriv") is None:
+        pytest.skip("setpriv(1) is not installed, and root may enter everywhere")
+    process = shell(CLOSED.replace("WORDS", words), tmp_path, *wrapper)
+    if "setpriv:" in process.stderr:
+        pytest.skip(f"root keeps its powers here: {process.stderr}")
+    assert process.stdout.split() == ["3", "3", "3", "3", "6", "6"], process.stderr
+    said = process.stderr.splitlines()
+    assert len(said) == 6
+    assert [line.split(":")[1].strip() for line in said] == [
+        "run_root=closed",
+        "run_root=closed/below",
+        f"data.cache_dir={tmp_path}/closed",
+        "closed/below",
+        "data.tokenizer=closed/x",
+        "data.path=closed",
+    ]
+    assert all("permission denied" in line.lower() for line in said[:5])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3.commands.streams import silence
 from dsv3.errors import Dsv3Error
-from dsv3.files import out_of_room, storage_error
+from dsv3.files import refused, storage_error
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -82,7 +82,7 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     if os.environ.get("DSV3_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, OSError):
-        error = out_of_room(error) or error
+        error = refused(error) or error
     if not isinstance(error, Dsv3Error):
         what = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
         error = Dsv3Error(f"{what}; this is a defect of dsv3, --debug shows where")

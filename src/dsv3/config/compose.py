@@ -25,8 +25,8 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ValidationError
 
 from dsv3.config import rules
@@ -229,15 +229,36 @@ def _merge(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
             if not str(group).startswith("hydra/")
         }
         ours = OmegaConf.masked_copy(merged, [str(key) for key in merged if key != "hydra"])
+        return _resolved(ours), choices
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(_complaint(error)) from None
+
+
+def _resolved(ours: DictConfig) -> dict[str, Any]:
+    """Plain data, references replaced by what they refer to."""
+    try:
         missing = sorted(OmegaConf.missing_keys(ours))
         if missing:
             raise ConfigError(
                 [Problem(f"{key}=???", "has no value yet", "give it one") for key in missing]
             )
         plain: Any = OmegaConf.to_container(ours, resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(_complaint(error)) from None
-    return plain, choices
+    except InterpolationResolutionError as error:
+        others, complaint = _wrong_besides(ours), _complaint(error)
+        # A key that is missing is told as such, not also by who refers to it.
+        if not any(f"'{other.setting}'" in complaint.rule for other in others):
+            others.append(complaint)
+        raise ConfigError(others) from None
+    return plain  # type: ignore[no-any-return]
+
+
+def _wrong_besides(ours: DictConfig) -> list[Problem]:
+    """What is wrong with the keys that refer to no other."""
+    try:
+        RunConfig.model_validate(OmegaConf.to_container(ours, resolve=False))
+    except ValidationError as error:
+        return [problem for _, problem in translate(error) if "${" not in problem.setting]
+    return []
 
 
 def _complaint(error: BaseException) -> Problem:
@@ -248,7 +269,9 @@ def _complaint(error: BaseException) -> Problem:
     noise = ("full_key:", "object_type=", "To append to your config")
     said = [line.strip() for line in lines if line.strip() and not line.strip().startswith(noise)]
     key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None) or ""
-    return Problem(key, "; ".join(said) or type(error).__name__, "see `dsv3 config show` and `ls`")
+    return Problem(
+        key, "; ".join(said).rstrip(".") or type(error).__name__, "see `dsv3 config show` and `ls`"
+    )
 
 
 # The user's directory in Hydra's search path ------------------------------------------------------

@@ -59,9 +59,9 @@ class PreparedCache:
         be written.
         """
         directory = self.directory(key)
-        if directory.is_dir():
-            return directory
         try:
+            if directory.is_dir():
+                return directory
             self._make_root()
             with _locked(self.root / f".{key}.lock", waiting):
                 if not directory.is_dir():

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def find_files(path: str) -> list[Path]:
     """The files that `data.path` means, sorted; raises DataError if there are none."""
     setting, given = f"data.path={path}", expanded(path)
     if given.is_dir():
+        if not os.access(given, os.R_OK | os.X_OK):
+            raise DataError(Problem(setting, "the directory cannot be read"))
         inside = (file for file in given.rglob("*") if file.name.endswith(SUFFIXES))
         found = sorted(file for file in inside if file.is_file())
         if not found:

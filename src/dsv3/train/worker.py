@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dsv3.errors import CapacityError, Dsv3Error, NumericHealthError, Problem
-from dsv3.files import out_of_room, storage_error
+from dsv3.files import refused, storage_error
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.rank import RankArguments
@@ -65,7 +65,7 @@ def _attempt(run: RunDirectory, arguments: RankArguments, stop: StopRequest, loc
 def _capacity(error: Exception) -> Dsv3Error | None:
     """The error for what this machine is too small for; None if that is not what happened."""
     if isinstance(error, OSError):
-        return out_of_room(error)
+        return refused(error)
     if isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY):
         first_line = str(error).partition("\n")[0]
         rule = f"there is not enough: {first_line}" if first_line else "there is not enough"

@@ -19,11 +19,13 @@ def main() -> None:
     starts = startup.measure(rounds=3 if options.quick else 9)
     if not options.json:
         _print_starts(starts)
-    speeds = throughput.measure(quick=options.quick)
+    speeds = []
+    for speed in throughput.measure(quick=options.quick):
+        speeds.append(speed)
+        if not options.json:
+            throughput.show(speed)
     if options.json:
         json.dump({"startup": starts, "throughput": speeds}, sys.stdout, indent=2)
-    else:
-        throughput.show(speeds)
 
 
 def _print_starts(starts: list[dict[str, object]]) -> None:

@@ -7,6 +7,7 @@ Ours is the step as `dsv3 train` makes it, engine included; the peer's is a plai
 import ctypes
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,15 +55,16 @@ def race(
     return taken
 
 
-def measure(*, quick: bool, model: str = "moe_tiny") -> list[dict[str, Any]]:
-    """All sides, in every precision, on the configuration's own batch."""
+def measure(*, quick: bool, model: str = "moe_tiny") -> Iterator[dict[str, Any]]:
+    """All sides, one precision after the other, on the configuration's own batch."""
     keep_memory()
     rounds = 3 if quick else 11
     with process_group("cpu"):
-        return [
-            _measure(compose([f"model={model}", f"precision={precision}"]).config, rounds, quick)
-            for precision in PRECISIONS
-        ]
+        for precision in PRECISIONS:
+            minutes = "a minute" if quick else "some minutes, most of them compiling"
+            sys.stderr.write(f"{precision}: {minutes}\n")
+            overrides = [f"model={model}", f"precision={precision}"]
+            yield _measure(compose(overrides).config, rounds, quick)
 
 
 def _measure(config: RunConfig, rounds: int, quick: bool) -> dict[str, Any]:
@@ -135,14 +137,9 @@ def _engines(config: RunConfig, modes: Sequence[bool]) -> Iterator[list[Side]]:
             engine.close()
 
 
-def show(results: Sequence[dict[str, Any]]) -> None:
-    """Print every precision."""
+def show(result: dict[str, Any]) -> None:
+    """Print one precision."""
     console = Console(width=max(100, Console().width))
-    for result in results:
-        _show(console, result)
-
-
-def _show(console: Console, result: dict[str, Any]) -> None:
     rate = result["products"]["gflops_per_second"]
     if result["load_before"] > 0.5:
         console.print(

@@ -367,3 +367,4 @@ def test_directories_one_may_not_enter(tmp_path):
         "data.path=closed",
     ]
     assert all("permission denied" in line.lower() for line in said[:5])
+    assert "the directory cannot be read" in said[5]

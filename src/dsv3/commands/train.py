@@ -23,6 +23,7 @@ from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
 from dsv3.machine import this_machine
 from dsv3.plan.capacity import check_capacity
 from dsv3.plan.description import describe
+from dsv3.plan.quantities import plural
 from dsv3.runs.directory import RunDirectory, Status, check_run_root
 from dsv3.runs.lock import refuse_held
 from dsv3.runs.provenance import collect
@@ -239,5 +240,4 @@ def _print_dry_run(arms: Sequence[Arm], *, as_json: bool) -> None:
         return
     for arm in arms:
         console.write(f"{arm.record()['id']}: {describe(arm.config)}")
-    plural = "run" if len(arms) == 1 else "runs"
-    console.write(f"{len(arms)} {plural}; nothing was started")
+    console.write(f"{plural(len(arms), 'run')}; nothing was started")

@@ -4,6 +4,7 @@ from dsv3.config.balance import BalanceConfig
 from dsv3.config.checkpoint import CheckpointConfig
 from dsv3.config.data import DataConfig
 from dsv3.config.evaluation import EvaluationConfig
+from dsv3.config.health import HealthConfig
 from dsv3.config.launcher import LauncherConfig
 from dsv3.config.model import ModelConfig
 from dsv3.config.mtp import MtpConfig
@@ -38,6 +39,7 @@ class RunConfig(Section):
     data: DataConfig = field("The text.")
     optimizer: OptimizerConfig = field("AdamW and clipping.")
     evaluation: EvaluationConfig = field("Loss on held-out text.")
+    health: HealthConfig = field("When the load of the experts is worth an alarm.")
     checkpoint: CheckpointConfig = field("What is kept and how a run goes on.")
     tracking: TrackingConfig = field("Mirrors of the metrics.")
     launcher: LauncherConfig = field("Where ranks are started.")

@@ -220,25 +220,68 @@ def source_has_its_shares(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def bias_has_experts_to_balance(config: RunConfig) -> Iterator[Problem]:
-    """The expert bias needs a MoE block, and its speed needs the strategy that uses it.
+def an_arm_has_only_its_own_knobs(config: RunConfig) -> Iterator[Problem]:
+    """A speed or strength that the arm does not use would be believed to work.
 
-    Both scoring functions are allowed: the auxiliary-loss-free paper (arXiv 2408.15664) also
-    measures its bias on softmax scores.
+    The expert bias is allowed with both scoring functions: the auxiliary-loss-free paper
+    (arXiv 2408.15664) also measures it on softmax scores.
     """
-    strategy, speed = config.balance.strategy, config.balance.bias_update_speed
-    if strategy == "none" and speed != 0:
+    balance = config.balance
+    if not balance.has_expert_bias and balance.bias_update_speed != 0:
         yield Problem(
-            f"balance.bias_update_speed={speed:g}",
-            "balance.strategy=none has no expert bias to update",
+            f"balance.bias_update_speed={balance.bias_update_speed:g}",
+            f"balance.strategy={balance.strategy} has no expert bias to update",
             "choose balance=aux_free, or leave the speed out",
         )
-    if strategy == "aux_free" and config.model.num_moe_layers == 0:
+    for key, value in balance.foreign_coeffs.items():
+        own = listed([f"balance.{name}" for name in balance.coeffs])
         yield Problem(
-            "balance.strategy=aux_free",
+            f"balance.{key}={value:g}",
+            f"balance.strategy={balance.strategy} has no such loss",
+            f"set {own}, or choose another arm" if own else "choose an arm that has it",
+        )
+
+
+def there_are_experts_to_balance(config: RunConfig) -> Iterator[Problem]:
+    """A model without MoE blocks has no load."""
+    if config.balance.strategy != "none" and config.model.num_moe_layers == 0:
+        yield Problem(
+            f"balance.strategy={config.balance.strategy}",
             f"a model without MoE blocks (model.first_k_dense_replace="
             f"{config.model.first_k_dense_replace}) has nothing to balance",
             "choose balance=none, or lower model.first_k_dense_replace",
+        )
+
+
+def batch_loss_counts_what_is_routed(config: RunConfig) -> Iterator[Problem]:
+    """The load of a whole batch is that of the step's own counters, and these count routing."""
+    balance = config.balance
+    if balance.strategy == "aux_batch" and balance.aux_loss_selection != "routed":
+        yield Problem(
+            f"balance.aux_loss_selection={balance.aux_loss_selection}",
+            "balance.strategy=aux_batch counts where the tokens of a batch went",
+            "use balance.aux_loss_selection=routed",
+        )
+
+
+def mtp_leaves_tokens_to_predict(config: RunConfig) -> Iterator[Problem]:
+    """Module k has sequence_length - k positions; all of them need one at least."""
+    depth, length = config.mtp.num_nextn_predict_layers, config.schedule.sequence_length
+    if depth >= length:
+        yield Problem(
+            f"mtp.num_nextn_predict_layers={depth}",
+            f"must be less than schedule.sequence_length={length}",
+            f"use 0 to {length - 1}",
+        )
+
+
+def mtp_weight_has_its_modules(config: RunConfig) -> Iterator[Problem]:
+    """A weight of a loss that nothing makes would be believed to work."""
+    if config.mtp.num_nextn_predict_layers == 0 and config.mtp.loss_coeff != 0:
+        yield Problem(
+            f"mtp.loss_coeff={config.mtp.loss_coeff:g}",
+            "mtp.num_nextn_predict_layers=0 has no loss to weigh",
+            "choose mtp=depth1, or leave the coefficient out",
         )
 
 
@@ -271,7 +314,11 @@ RULES = (
     vocabulary_fits_the_embedding,
     source_has_its_path,
     source_has_its_shares,
-    bias_has_experts_to_balance,
+    an_arm_has_only_its_own_knobs,
+    there_are_experts_to_balance,
+    batch_loss_counts_what_is_routed,
+    mtp_leaves_tokens_to_predict,
+    mtp_weight_has_its_modules,
     numbers_fit_fp32,
 )
 

@@ -14,11 +14,21 @@ class ScheduleConfig(Section):
     reference_tokens: int = field("Length of the axis the curves are written on.", gt=0)
     sequence_length: int = field("Tokens per sample.", gt=1)
     global_batch_size: int = field("Sequences per optimizer step, over all ranks (peak).", gt=0)
+    batch_size_quantum: int = field(
+        "The batch follows its curve in multiples of so many sequences.", gt=0
+    )
     micro_batch_size: int = field("Sequences per rank in one forward pass.", gt=0)
     lr: float = field("Peak learning rate; the curve's values are fractions of it.", gt=0)
     lr_curve: Curve = field("Learning rate over tokens, as a fraction of `lr`.")
     bias_update_speed_curve: Curve = field(
         "Speed of the router bias over tokens, as a fraction of `balance.bias_update_speed`."
+    )
+    batch_size_curve: Curve = field(
+        "Sequences per step over tokens, as a fraction of `global_batch_size`; read where the step"
+        " begins."
+    )
+    mtp_loss_coeff_curve: Curve = field(
+        "Weight of the MTP loss over tokens, as a fraction of `mtp.loss_coeff`."
     )
 
     @property
@@ -41,6 +51,10 @@ class ScheduleConfig(Section):
     def bias_update_speed_at(self, tokens_after: int) -> float:
         """Fraction of the router's bias speed (gamma), for the same step as `lr_at`."""
         return self.bias_update_speed_curve.at(self.on_reference_axis(tokens_after))
+
+    def mtp_loss_coeff_at(self, tokens_after: int) -> float:
+        """Fraction of the weight of the MTP loss (lambda), for the same step as `lr_at`."""
+        return self.mtp_loss_coeff_curve.at(self.on_reference_axis(tokens_after))
 
     def on_reference_axis(self, tokens: int) -> float:
         """Place `tokens` of this run on the axis the curves are written on.

@@ -12,7 +12,8 @@ HASH_DIGITS = 10
 
 # By layout-free meaning (the n-th sample and every initial weight do not depend on the ranks)
 # nothing else changes the experiment: parallelism, micro batch, evaluation, checkpoint, tracking,
-# launcher and the directories are outside, and recorded per attempt instead.
+# launcher and the directories are outside, and recorded per attempt instead. So are the strengths
+# published for a model: what a run trains with is in `balance`.
 _INCLUDED: dict[str, Any] = {
     "seed": True,
     "run": {"tag"},
@@ -24,7 +25,11 @@ _INCLUDED: dict[str, Any] = {
     "data": True,
     "optimizer": True,
 }
-_EXCLUDED: dict[str, Any] = {"schedule": {"micro_batch_size"}, "data": {"cache_dir"}}
+_EXCLUDED: dict[str, Any] = {
+    "model": {"aux_loss_coeffs"},
+    "schedule": {"micro_batch_size"},
+    "data": {"cache_dir"},
+}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -218,14 +218,28 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         " set data.domain_shares.python=1, say",
     ),
     (
-        rules.bias_has_experts_to_balance,
+        rules.an_arm_has_only_its_own_knobs,
         {"balance.strategy": "none", "balance.bias_update_speed": 0},
         {"balance.bias_update_speed": 0.25},
         "balance.bias_update_speed=0.25: balance.strategy=none has no expert bias to update;"
         " choose balance=aux_free, or leave the speed out",
     ),
     (
-        rules.bias_has_experts_to_balance,
+        rules.an_arm_has_only_its_own_knobs,
+        {"balance.strategy": "aux_free_seq", "balance.sequence_aux_loss_coeff": 0.5},
+        {"balance.strategy": "aux_free"},
+        "balance.sequence_aux_loss_coeff=0.5: balance.strategy=aux_free has no such loss;"
+        " choose an arm that has it",
+    ),
+    (
+        rules.an_arm_has_only_its_own_knobs,
+        {"balance.strategy": "aux_batch", "balance.bias_update_speed": 0},
+        {"balance.device_aux_loss_coeff": 0.5},
+        "balance.device_aux_loss_coeff=0.5: balance.strategy=aux_batch has no such loss;"
+        " set balance.batch_aux_loss_coeff, or choose another arm",
+    ),
+    (
+        rules.there_are_experts_to_balance,
         {
             "balance.strategy": "aux_free",
             "model.num_hidden_layers": 4,
@@ -234,6 +248,26 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {"model.first_k_dense_replace": 4},
         "balance.strategy=aux_free: a model without MoE blocks (model.first_k_dense_replace=4)"
         " has nothing to balance; choose balance=none, or lower model.first_k_dense_replace",
+    ),
+    (
+        rules.batch_loss_counts_what_is_routed,
+        {"balance.strategy": "aux_batch", "balance.aux_loss_selection": "routed"},
+        {"balance.aux_loss_selection": "top_k_of_scores"},
+        "balance.aux_loss_selection=top_k_of_scores: balance.strategy=aux_batch counts where the"
+        " tokens of a batch went; use balance.aux_loss_selection=routed",
+    ),
+    (
+        rules.mtp_leaves_tokens_to_predict,
+        {"mtp.num_nextn_predict_layers": 3, "schedule.sequence_length": 4},
+        {"mtp.num_nextn_predict_layers": 4},
+        "mtp.num_nextn_predict_layers=4: must be less than schedule.sequence_length=4; use 0 to 3",
+    ),
+    (
+        rules.mtp_weight_has_its_modules,
+        {"mtp.num_nextn_predict_layers": 1, "mtp.loss_coeff": 0.3},
+        {"mtp.num_nextn_predict_layers": 0},
+        "mtp.loss_coeff=0.3: mtp.num_nextn_predict_layers=0 has no loss to weigh;"
+        " choose mtp=depth1, or leave the coefficient out",
     ),
     (
         rules.numbers_fit_fp32,

@@ -26,8 +26,13 @@ precision.recipe
 schedule.total_tokens schedule.reference_tokens schedule.sequence_length schedule.global_batch_size
 schedule.lr schedule.lr_curve.start schedule.lr_curve.phases
 schedule.bias_update_speed_curve.start schedule.bias_update_speed_curve.phases
-balance.strategy balance.bias_update_speed
-mtp.num_nextn_predict_layers
+schedule.batch_size_quantum schedule.batch_size_curve.start schedule.batch_size_curve.phases
+schedule.mtp_loss_coeff_curve.start schedule.mtp_loss_coeff_curve.phases
+balance.strategy balance.bias_update_speed balance.bias_update_rule
+balance.sequence_aux_loss_coeff balance.device_aux_loss_coeff
+balance.communication_aux_loss_coeff balance.batch_aux_loss_coeff
+balance.aux_loss_selection balance.aux_loss_scores balance.batch_counts
+mtp.num_nextn_predict_layers mtp.loss_coeff mtp.input
 data.source data.path data.tokenizer data.tokenizer_vocab_size data.max_bytes
 data.validation_fraction data.domain_shares
 optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.gradient_clipping
@@ -39,7 +44,9 @@ parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.zero_stage
 schedule.micro_batch_size
 data.cache_dir
+model.aux_loss_coeffs.sequence model.aux_loss_coeffs.device model.aux_loss_coeffs.communication
 evaluation.every_steps evaluation.sequences
+health.window_steps health.lowest_load_entropy health.largest_bias_spread health.largest_saturation
 checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.every_steps
 launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile

@@ -67,10 +67,17 @@ class ScheduleConfig(Section):
     def batch_size_at(self, tokens_before: int) -> int:
         """Sequences of the step that begins at `tokens_before` tokens, over all ranks.
 
-        The nearest multiple of the quantum, at least one and at most the peak; no matter of the
-        layout.
+        A step that begins where a phase ends belongs to the next one.
         """
-        fraction = self.batch_size_curve.beyond(self.on_reference_axis(tokens_before))
+        return self.whole_quanta(
+            self.batch_size_curve.beyond(self.on_reference_axis(tokens_before))
+        )
+
+    def whole_quanta(self, fraction: float) -> int:
+        """Sequences of a batch of about `fraction` of the peak, independent of the layout.
+
+        The nearest multiple of the quantum, at least one quantum and at most the peak.
+        """
         quanta = math.floor(fraction * self.global_batch_size / self.batch_size_quantum + 0.5)
         size = max(1, quanta) * self.batch_size_quantum
         return min(size, self.global_batch_size)

@@ -12,6 +12,7 @@ from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.health import NonFiniteError
 from dsv3.model.transformer import Transformer
+from dsv3.plan.scheduled import in_force
 from dsv3.train.balancing import take_load, update_biases
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
@@ -66,7 +67,7 @@ def train_step(trainer: Trainer) -> Record:
     began_s = time.monotonic()
     schedule, layers = trainer.config.schedule, trainer.model.moe_layers()
     # The step that brings the run to t1 tokens uses every curve at t1: step 1 of a warm-up moves.
-    after = trainer.position.after_step(schedule)
+    before, after = trainer.position, trainer.position.after_step(schedule)
     lr = schedule.lr_at(after.tokens)
     micro_batches = _micro_batches(trainer)
     try:
@@ -82,9 +83,9 @@ def train_step(trainer: Trainer) -> Record:
         "step": after.step,
         "tokens": after.tokens,
         "loss": result.loss,
-        "lr": lr,
+        **in_force(trainer.config, tokens_before=before.tokens, tokens_after=after.tokens),
         "grad_norm": result.grad_norm,
-        "tokens_per_second": schedule.tokens_per_step / (time.monotonic() - began_s),
+        "tokens_per_second": (after.tokens - before.tokens) / (time.monotonic() - began_s),
         "max_violation": sum(max_violation.values()) / max(1, len(max_violation)),
         "max_violation_per_layer": max_violation,
         "dead_experts_per_layer": load.dead_experts(),
@@ -104,11 +105,13 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
 
 def _micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor]]:
     """Input ids and labels of the next global batch, cut into micro batches of this rank."""
-    size = trainer.config.schedule.micro_batch_size
-    first = trainer.position.samples
+    schedule, position = trainer.config.schedule, trainer.position
+    ranks = trainer.config.parallelism.data_parallel_size
+    share = schedule.batch_size_at(position.tokens) // ranks
+    size = schedule.micro_batch_size_of(share)
     batches = []
-    for index in range(trainer.config.gradient_accumulation_steps):
-        ids_BS, labels_BS = read_batch(trainer.samples, first + index * size, size)
+    for first in range(position.samples, position.samples + share, size):
+        ids_BS, labels_BS = read_batch(trainer.samples, first, size)
         batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device)))
     return batches
 

@@ -109,14 +109,14 @@ def _plot(curve: Scheduled) -> None:
         return
     import plotext
 
-    points = curve.points(POINTS)
+    points, end = curve.points(POINTS), curve.schedule.total_tokens
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(min(shutil.get_terminal_size().columns, WIDEST_PLOT), 12)
     tokens = [point.tokens for point in points]
     plotext.plot(tokens, [point.value for point in points], marker="braille", color="cyan")
     plotext.ylim(0, None)
-    ticks = [tokens[-1] * part // 4 for part in range(5)]
+    ticks = [end * part // 4 for part in range(5)]
     plotext.xticks(ticks, [count(tick, 3) for tick in ticks])
     plotext.yticks(
         [0, curve.peak / 2, curve.peak], ["0", number(curve.peak / 2), number(curve.peak)]

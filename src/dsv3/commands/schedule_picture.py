@@ -54,7 +54,7 @@ def picture(title: str, panels: Sequence[Panel]) -> bytes:
 
 def _panel(ax: "Axes", curve: Scheduled, stages: Sequence[Stage], points: Sequence[Point]) -> None:
     """One curve, its phases marked, and said in words beside it."""
-    end = points[-1].tokens
+    end = stages[-1].end
     tokens = [point.tokens for point in points]
     height = [point.value for point in points]
     ax.fill_between(tokens, height, color=LINE, alpha=0.10, linewidth=0)

@@ -74,6 +74,8 @@ def take_apart(written: str, catalogue: Catalogue) -> Word | Problem:
         ]
         remedy = did_you_mean(key, names, suffix=f"={value}") or _shows_all(key)
         return Problem(written, f"there is no key {key!r}", remedy)
+    if (group := key.replace(".", "/")) != key and value in catalogue.get(group, ()):
+        return Problem(written, f"{value} is an option of a group", f"write {group}={value}")
     return Word(written, sign, key, value)
 
 

@@ -85,7 +85,7 @@ def test_any_axis_will_do() -> None:
 @pytest.mark.parametrize("swap", [False, True])
 def test_order_does_not_matter_and_the_command_line_wins(swap: bool) -> None:
     words = [f"{GROUP}=wsd", "model=moe_16b", "schedule=moe_nano", "schedule.lr_curve.start=0.5"]
-    config = composed(*(reversed(words) if swap else words))
+    config = composed("parallelism=single", *(reversed(words) if swap else words))
     assert config.global_batch_size == composed("model=moe_nano").global_batch_size
     assert config.lr_curve.start == 0.5
     assert config.lr_curve.phases == composed("model=moe_nano", f"{GROUP}=wsd").lr_curve.phases

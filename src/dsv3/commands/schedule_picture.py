@@ -70,7 +70,12 @@ def _panel(ax: "Axes", curve: Scheduled, stages: Sequence[Stage], points: Sequen
     ax.set_xticks(ticks, [count(tick, 3) for tick in ticks])
     ax.set_yticks([0, curve.peak], ["0", number(curve.peak)])
     ends = [f"to {count(stage.end, 5)}" for stage in stages]
-    beside = {"transform": ax.transAxes, "va": "top", "fontsize": 9, "linespacing": 1.5}
+    beside: dict[str, Any] = {
+        "transform": ax.transAxes,
+        "va": "top",
+        "fontsize": 9,
+        "linespacing": 1.5,
+    }
     ax.text(1.03, 1.0, "\n".join(ends), color=QUIET, **beside)
     ax.text(1.18, 1.0, "\n".join(map(_in_words, stages)), **beside)
 

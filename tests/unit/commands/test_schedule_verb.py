@@ -26,8 +26,10 @@ def test_the_table_has_every_phase_in_absolute_units(capsys: Any) -> None:
     text = printed(capsys, "mtp=depth1")
     assert "moe_nano: 1M tokens in 506 steps" in text
     lines = [line.split() for line in text.splitlines()]
-    assert "linear 0 to 0.004 0 to 20k 1 25".split() in [line[2:] for line in lines]
-    assert "cosine 0.004 to 4e-4 675.675k to 966.216k 348 142".split() in lines
+    assert ["linear", "0", "to", "0.004", "0", "to", "20k", "1", "25"] in [
+        line[2:] for line in lines
+    ]
+    assert ["cosine", "0.004", "to", "4e-4", "675.675k", "to", "966.216k", "348", "142"] in lines
     assert "2 to 8" in text
     assert "1.327e-4" in text
     for title in ("learning rate", "batch size (sequences)", "gamma", "lambda"):
@@ -77,7 +79,7 @@ def test_the_picture_is_an_svg_and_the_same_every_time(capsys: Any, tmp_path: Pa
     printed(capsys, "--svg", str(second), "--json")
     assert first.read_bytes() == second.read_bytes()
     root = ET.fromstring(first.read_bytes())
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.tag.endswith("}svg")
     panels = [each for each in root.iter() if re.fullmatch(r"axes_\d+", each.get("id", ""))]
     assert len(panels) == 3
     assert b"<dc:date>" not in first.read_bytes()

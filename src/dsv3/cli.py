@@ -30,7 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(
-    help="Look at configurations: show, ls, diff.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at configurations: show, ls, diff, schedule.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 data_app = typer.Typer(
     help="The text a run trains on: prepare, inspect.", no_args_is_help=True, rich_markup_mode=None
@@ -168,6 +170,21 @@ def config_diff(
 ) -> int:
     """Show where configurations differ."""
     return _call("config", "diff", words, config_dir=config_dir, as_json=as_json)
+
+
+@config_app.command("schedule")
+def config_schedule(
+    overrides: Overrides = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the curves in a file.")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Print and plot every curve: learning rate, batch size, bias speed, MTP weight."""
+    return _call(
+        "schedule", "schedule", overrides or [], svg=svg, config_dir=config_dir, as_json=as_json
+    )
 
 
 @data_app.command("prepare")

@@ -41,6 +41,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("engine/",),
     "transformer_engine": ("engine/", "model/backends/te.py"),
     "typer": ("cli.py", "commands/"),
+    "matplotlib": ("commands/", "report/"),
+    "plotext": ("commands/", "report/"),
     "rich": ("cli.py", "commands/", "report/", "train/"),
     "torch": (
         "checkpoint/",

@@ -213,10 +213,34 @@ def test_published_learning_rates(name: str, tokens: int, lr: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("moe_1b", 40_000), ("moe_3b", 56_514), ("moe_16b", 70_466), ("moe_nano", 256)],
+    [("moe_1b", 40_000), ("moe_3b", 56_514), ("moe_16b", 70_466), ("moe_671b", 242_789)],
 )
 def test_published_steps(name: str, steps: int) -> None:
     assert run(f"model={name}").schedule.num_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "half_way", "peak", "ramp"),
+    [
+        ("moe_671b", 3072, 9216, 15360, 469 * 10**9),
+        ("moe_228b", 2304, 5888, 9216, 225 * 10**9),  # 5760 is no multiple of 256, and is a tie
+    ],
+)
+def test_published_batches(name: str, first: int, half_way: int, peak: int, ramp: int) -> None:
+    schedule = run(f"model={name}").schedule
+    tokens = (0, ramp // 2, ramp, schedule.total_tokens - 1)
+    sizes = [schedule.batch_size_at(each) for each in tokens]
+    assert sizes == [first, half_way, peak, peak]
+    assert schedule.batch_size_at(ramp - ramp // 20) < peak
+    # 2000 steps of warm-up on the way up: the learning rate is there at their end and not before.
+    rates = [schedule.lr_at(schedule.tokens_before(step + 1)) for step in (1999, 2000, 2001)]
+    assert rates[0] < rates[1] == rates[2] == schedule.lr
+
+
+@pytest.mark.parametrize("name", ["moe_1b", "moe_3b", "moe_16b"])
+def test_a_constant_batch_follows_the_key_alone(name: str) -> None:
+    schedule = run(f"model={name}", "schedule.global_batch_size=64").schedule
+    assert {stretch.batch_size for stretch in schedule.stretches} == {64}
 
 
 def test_gamma_ends_500_billion_tokens_before_the_end() -> None:

@@ -17,6 +17,7 @@ OVERRIDES = [
     "model.n_routed_experts=8",
     "schedule.sequence_length=32",
     "schedule.global_batch_size=4",
+    "schedule.batch_size_quantum=4",  # no ramp: every step has the same tokens
     "schedule.micro_batch_size=2",
     "evaluation.sequences=8",
     "evaluation.every_steps=25",

@@ -161,7 +161,8 @@ def test_absurd_sizes_are_a_question_of_the_machine(words, ask):
 
 
 def test_several_ranks_are_refused_by_name(ask):
-    [line] = ask(3, "train", "model=moe_nano", "parallelism=ep4", "schedule.micro_batch_size=2")
+    batch = ("schedule.micro_batch_size=2", "schedule.batch_size_quantum=4")
+    [line] = ask(3, "train", "model=moe_nano", "parallelism=ep4", *batch)
     assert "does not train on several ranks yet" in line
 
 

@@ -101,7 +101,7 @@ def override_candidates(typed: str, groups: Catalogue) -> list[str]:
 
 def _key_candidates(typed: str, groups: Catalogue) -> list[str]:
     section = typed.rpartition(".")[0]
-    found: list[str] = []
+    found = [f"{group}=" for group in groups if "/" in group]
     for path, key in keys().items():
         if path.rpartition(".")[0] != section or "*" in path:
             continue

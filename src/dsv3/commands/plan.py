@@ -81,9 +81,11 @@ def _step(composed: Composed) -> str:
     schedule = composed.config.schedule
     steps = composed.config.gradient_accumulation_steps
     accumulated = "1 micro batch" if steps == 1 else f"{steps:,} micro batches"
+    first, peak = schedule.batch_size_at(0), schedule.global_batch_size
     return (
-        f"{schedule.global_batch_size:,} x {schedule.sequence_length:,} tokens"
-        f" ({accumulated} of {schedule.micro_batch_size} per rank)"
+        f"{peak:,} x {schedule.sequence_length:,} tokens"
+        f" ({accumulated} of {schedule.micro_batch_size} per rank"
+        + (f"; the first of {first:,} sequences)" if first < peak else ")")
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def _merge(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         choices = {
             str(group): str(option)
             for group, option in merged.hydra.runtime.choices.items()
-            if not str(group).startswith("hydra/")
+            if option is not None and not str(group).startswith("hydra/")
         }
         ours = OmegaConf.masked_copy(merged, [str(key) for key in merged if key != "hydra"])
         return _resolved(ours), choices
@@ -272,6 +273,18 @@ def _complaint(error: BaseException) -> Problem:
     return Problem(
         key, "; ".join(said).rstrip(".") or type(error).__name__, "see `dsv3 config show` and `ls`"
     )
+
+
+def _share_of_reference(part: float, whole: float = 1, *, _root_: DictConfig) -> int:
+    """`${share_of_reference:0.8}` and `${share_of_reference:4,5}`: a place on the curves' axis.
+
+    Exact where the share is, so that a curve written in shares fits any `reference_tokens`.
+    """
+    share = Fraction(str(part)) / Fraction(str(whole))
+    return round(share * int(_root_.schedule.reference_tokens))
+
+
+OmegaConf.register_new_resolver("share_of_reference", _share_of_reference, replace=True)
 
 
 # The user's directory in Hydra's search path ------------------------------------------------------

@@ -1,19 +1,22 @@
 """The one evaluator of every schedule: piecewise functions of tokens seen; torch-free."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import model_validator
 
 from dsv3.config.section import Section, field
+
+Shape = Literal["constant", "linear", "cosine"]
 
 
 class Phase(Section):
     """One piece of a curve: it begins beyond the end of the previous one and includes `until`."""
 
     until: int = field("Where the phase ends, in tokens on the reference axis.", gt=0)
-    shape: Literal["constant", "linear", "cosine"] = field(
+    shape: Shape = field(
         "`constant` holds `value` throughout; the others move to it from where the curve is."
     )
     value: float = field("The value at the end of the phase.", ge=0)
@@ -41,22 +44,46 @@ class Curve(Section):
         A phase owns its end and not its begin, so that a step that ends exactly where a phase ends
         still takes the value of the phase its tokens lie in.
         """
+        if tokens <= 0:
+            return self.start
+        return next((piece.at(tokens) for piece in self.pieces if tokens <= piece.end), self.last)
+
+    def beyond(self, tokens: float) -> float:
+        """Value just after `tokens`: where a phase ends, that of the next one."""
+        return next((piece.at(tokens) for piece in self.pieces if tokens < piece.end), self.last)
+
+    @property
+    def pieces(self) -> Iterator["Piece"]:
+        """The phases, each with where it begins."""
         begin, value = 0, self.start
-        if tokens <= begin:
-            return value
         for phase in self.phases:
-            if tokens <= phase.until:
-                return _inside(phase, begin, value, tokens)
+            yield Piece(begin, phase.until, phase.shape, value, phase.value)
             begin, value = phase.until, phase.value
-        return value
+
+    @property
+    def last(self) -> float:
+        """The value beyond the last phase."""
+        return self.phases[-1].value if self.phases else self.start
 
 
-def _inside(phase: Phase, begin: int, value: float, tokens: float) -> float:
-    progress = (tokens - begin) / (phase.until - begin)
-    match phase.shape:
-        case "constant":
-            return phase.value
-        case "linear":
-            return value + (phase.value - value) * progress
-        case "cosine":
-            return phase.value + (value - phase.value) * 0.5 * (1 + math.cos(math.pi * progress))
+class Piece(NamedTuple):
+    """A phase between `begin` and `end`, on the reference axis; it moves between two values."""
+
+    begin: int
+    end: int
+    shape: Shape
+    start: float
+    value: float
+
+    def at(self, tokens: float) -> float:
+        """Value at `tokens`, which lie in the piece."""
+        progress = (tokens - self.begin) / (self.end - self.begin)
+        match self.shape:
+            case "constant":
+                return self.value
+            case "linear":
+                return self.start + (self.value - self.start) * progress
+            case "cosine":
+                return self.value + (self.start - self.value) * 0.5 * (
+                    1 + math.cos(math.pi * progress)
+                )

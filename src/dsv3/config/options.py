@@ -53,15 +53,18 @@ def catalogue(config_dir: Path | None = None) -> Catalogue:
     return found
 
 
-def _groups() -> list[str]:
-    """Sections of the schema that have a directory in conf/, in the schema's order."""
-    return [
-        name
-        for name, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type)
-        and issubclass(field.annotation, Section)
-        and (shipped("conf") / name).is_dir()
-    ]
+def _groups(section: type[Section] = RunConfig, above: str = "") -> list[str]:
+    """Sections of the schema that have a directory in conf/, in the schema's order.
+
+    A section of a section is a group too: `schedule/lr_curve`.
+    """
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        kind, group = field.annotation, f"{above}{name}"
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found += [group] if (shipped("conf") / group).is_dir() else []
+            found += _groups(kind, f"{group}/")
+    return found
 
 
 def _own_groups(config_dir: Path) -> list[str]:
@@ -83,7 +86,10 @@ def _own_groups(config_dir: Path) -> list[str]:
 
 def _options(root: Path, group: str, *, is_own: bool) -> dict[str, Option]:
     folder = root / group
+    others = [root / other for other in _groups() if other.startswith(f"{group}/")]
     names = {
-        path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in folder.rglob("*.yaml")
+        if not any(path.is_relative_to(other) for other in others)
     }
     return {name: Option(group, name, names[name], is_own) for name in sorted(names)}

@@ -67,14 +67,21 @@ def take_apart(written: str, catalogue: Catalogue) -> Word | Problem:
     if "@" in key:
         group = key.partition("@")[0]
         return Problem(written, "an option has one place", f"write {group}={value}")
-    if key not in catalogue and find(key) is None:
-        names = [
-            *catalogue,
-            *(k.path for k in keys().values() if "*" not in k.path and not k.is_section),
-        ]
-        remedy = did_you_mean(key, names, suffix=f"={value}") or _shows_all(key)
-        return Problem(written, f"there is no key {key!r}", remedy)
-    return Word(written, sign, key, value)
+    return _unknown(written, key, value, catalogue) or Word(written, sign, key, value)
+
+
+def _unknown(written: str, key: str, value: str, catalogue: Catalogue) -> Problem | None:
+    """What is wrong with a key that is no group and not in the schema, or stands for a group."""
+    if (group := key.replace(".", "/")) != key and value in catalogue.get(group, ()):
+        return Problem(written, f"{value} is an option of a group", f"write {group}={value}")
+    if key in catalogue or find(key) is not None:
+        return None
+    names = [
+        *catalogue,
+        *(k.path for k in keys().values() if "*" not in k.path and not k.is_section),
+    ]
+    remedy = did_you_mean(key, names, suffix=f"={value}") or _shows_all(key)
+    return Problem(written, f"there is no key {key!r}", remedy)
 
 
 def text_key(word: Word, catalogue: Catalogue) -> Key | None:

@@ -40,7 +40,9 @@ def reference() -> str:
             continue
         source = f"{name}/{composed.choices[name]}" if name in groups else "base"
         sections += _section(name, f"`{name}`: {field.description}", values, source)
-        sections += _options(groups, name, composed.choices)
+        for group in groups:
+            if group == name or group.startswith(f"{name}/"):
+                sections += _options(groups, group, composed.choices)
     return "\n".join(sections) + "\n"
 
 
@@ -84,8 +86,6 @@ def _below(path: str, name: str) -> str:
 
 
 def _options(groups: Catalogue, group: str, choices: Mapping[str, str]) -> Iterator[str]:
-    if group not in groups:
-        return
     yield f"\nOptions of `{group}`:\n"
     for option in groups[group].values():
         yield _option(option, is_default=choices.get(group) == option.name)

@@ -298,6 +298,37 @@ def numbers_fit_fp32(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def batch_is_whole_quanta(config: RunConfig) -> Iterator[Problem]:
+    """The batch follows its curve in equal portions, up to the whole."""
+    batch, quantum = config.schedule.global_batch_size, config.schedule.batch_size_quantum
+    if batch % quantum == 0:
+        return
+    near = [size for size in (batch // quantum * quantum, -(-batch // quantum) * quantum) if size]
+    fitting = listed(_quanta(config))
+    yield Problem(
+        f"schedule.global_batch_size={batch}",
+        f"must be a multiple of schedule.batch_size_quantum={quantum}",
+        f"use {' or '.join(map(str, near))}"
+        + (f", or schedule.batch_size_quantum out of {fitting}" if fitting else ""),
+    )
+
+
+def quanta_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
+    """Every rank has the same share of every batch on the way up.
+
+    A batch of one quantum throughout is the matter of `batch_divides_over_ranks`.
+    """
+    s, ranks = config.schedule, config.parallelism.data_parallel_size
+    if s.batch_size_quantum == s.global_batch_size or s.batch_size_quantum % ranks == 0:
+        return
+    fitting = listed(_quanta(config))
+    yield Problem(
+        f"schedule.batch_size_quantum={s.batch_size_quantum}",
+        f"must be a multiple of the {ranks} data-parallel ranks",
+        f"use one of {fitting}" if fitting else f"use a multiple of {ranks}",
+    )
+
+
 RULES = (
     experts_divide_into_groups,
     chosen_groups_exist,
@@ -320,12 +351,20 @@ RULES = (
     mtp_leaves_tokens_to_predict,
     mtp_weight_has_its_modules,
     numbers_fit_fp32,
+    batch_is_whole_quanta,
+    quanta_divide_over_ranks,
 )
 
 
 def _group_counts(experts: int) -> list[int]:
     """Numbers of groups with at least two experts each; 1 always goes."""
     return [count for count in _divisors(experts) if count == 1 or count < experts]
+
+
+def _quanta(config: RunConfig) -> list[int]:
+    """Portions of the batch that divide it and divide over the ranks."""
+    batch, ranks = config.schedule.global_batch_size, config.parallelism.data_parallel_size
+    return [size * ranks for size in _divisors(batch // ranks)] if batch % ranks == 0 else []
 
 
 def _divisors(number: int) -> list[int]:

@@ -41,12 +41,11 @@ def take_load(layers: Mapping[str, MoE]) -> Load:
 
 @torch.no_grad()
 def update_biases(
-    layers: Mapping[str, MoE], load: Load, balance: BalanceConfig, speed_fraction: float
+    layers: Mapping[str, MoE], load: Load, balance: BalanceConfig, *, gamma: float
 ) -> None:
     """Move the expert biases of every MoE layer by the load of the step that just ended."""
     if not balance.has_expert_bias:
         return
-    gamma = balance.bias_update_speed * speed_fraction
     for name, moe in layers.items():
         change_E = bias_change(load.tokens_per_expert[name], balance.bias_update_rule)
         bias_E = moe.router.e_score_correction_bias

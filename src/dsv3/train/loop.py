@@ -12,6 +12,7 @@ from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.health import NonFiniteError
 from dsv3.model.transformer import Transformer
+from dsv3.plan.scheduled import in_force
 from dsv3.train.balancing import count_batch, keep_for_next_step, take_load, update_biases
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
@@ -66,19 +67,17 @@ def train_step(trainer: Trainer) -> Record:
     began_s = time.monotonic()
     schedule, layers = trainer.config.schedule, trainer.model.moe_layers()
     # The step that brings the run to t1 tokens uses every curve at t1: step 1 of a warm-up moves.
-    after = trainer.position.after_step(schedule)
-    lr = schedule.lr_at(after.tokens)
-    mtp_loss_coeff = trainer.config.mtp.loss_coeff * schedule.mtp_loss_coeff_at(after.tokens)
-    micro_batches = _micro_batches(trainer, mtp_loss_coeff)
+    before, after = trainer.position, trainer.position.after_step(schedule)
+    values = in_force(trainer.config, tokens_before=before.tokens, tokens_after=after.tokens)
+    micro_batches = _micro_batches(trainer, values.get("mtp_loss_coeff", 0.0))
     balance = trainer.config.balance
     count_batch(trainer.model, layers, micro_batches, balance)
     try:
-        result = trainer.engine.train_step(micro_batches, lr=lr)
+        result = trainer.engine.train_step(micro_batches, lr=values["lr"])
     except NonFiniteError as error:
         raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
     load = take_load(layers)
-    speed = schedule.bias_update_speed_at(after.tokens)
-    update_biases(layers, load, balance, speed)
+    update_biases(layers, load, balance, gamma=values["bias_update_speed"])
     keep_for_next_step(layers, load, balance)
     trainer.position = after
     max_violation = load.max_violation()
@@ -89,9 +88,9 @@ def train_step(trainer: Trainer) -> Record:
         "objective": result.loss,
         "balance_loss": result.losses["balance"][0],
         "mtp_loss": result.losses["mtp"],
-        "lr": lr,
+        **values,
         "grad_norm": result.grad_norm,
-        "tokens_per_second": schedule.tokens_per_step / (time.monotonic() - began_s),
+        "tokens_per_second": (after.tokens - before.tokens) / (time.monotonic() - began_s),
         "max_violation": sum(max_violation.values()) / max(1, len(max_violation)),
         "max_violation_per_layer": max_violation,
         "dead_experts_per_layer": load.dead_experts(),
@@ -112,11 +111,13 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
 def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor, ...]]:
     """The next global batch in micro batches of this rank: input ids, labels, lambda."""
     coeff = torch.tensor(mtp_loss_coeff, device=trainer.device)
-    size = trainer.config.schedule.micro_batch_size
-    first = trainer.position.samples
+    schedule, position = trainer.config.schedule, trainer.position
+    ranks = trainer.config.parallelism.data_parallel_size
+    share = schedule.batch_size_at(position.tokens) // ranks
+    size = schedule.micro_batch_size_of(share)
     batches: list[tuple[Tensor, ...]] = []
-    for index in range(trainer.config.gradient_accumulation_steps):
-        ids_BS, labels_BS = read_batch(trainer.samples, first + index * size, size)
+    for first in range(position.samples, position.samples + share, size):
+        ids_BS, labels_BS = read_batch(trainer.samples, first, size)
         batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device), coeff))
     return batches
 

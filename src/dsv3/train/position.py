@@ -16,10 +16,11 @@ class Position:
 
     def after_step(self, schedule: ScheduleConfig) -> Self:
         """The position once the next optimizer step is done."""
+        batch_size = schedule.batch_size_at(self.tokens)
         return type(self)(
             self.step + 1,
-            self.tokens + schedule.tokens_per_step,
-            self.samples + schedule.global_batch_size,
+            self.tokens + batch_size * schedule.sequence_length,
+            self.samples + batch_size,
         )
 
     def state(self) -> dict[str, int]:

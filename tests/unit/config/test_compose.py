@@ -154,7 +154,7 @@ def test_a_null_section_is_filled_key_by_key() -> None:
         ("seed=${oc.env:DSV3_NOT_SET}", "Environment variable 'DSV3_NOT_SET' not found"),
         ("schedule.lr_curve.phases.0.until=0", "must be a whole number > 0"),
         ("schedule.lr_curve.phases.99.until=3", "list index out of range"),
-        ("schedule.lr_curve.phases.0.until=900000", "phases must end in rising order"),
+        ("schedule.lr_curve.phases.0.until=11_000_000_000_000", "phases must end in rising order"),
     ],
 )
 def test_refusals(written: str, message: str) -> None:

@@ -23,10 +23,13 @@ def schedule(lr_curve: Curve, *, total: int = 1000, reference: int = 1000) -> Sc
         reference_tokens=reference,
         sequence_length=10,
         global_batch_size=1,
+        batch_size_quantum=1,
         micro_batch_size=1,
         lr=2.0,
         lr_curve=lr_curve,
         bias_update_speed_curve=curve(1.0, (900, "constant", 1.0), (1000, "constant", 0.0)),
+        batch_size_curve=curve(1.0),
+        mtp_loss_coeff_curve=curve(1.0, (700, "constant", 1.0), (1000, "constant", 0.5)),
     )
 
 
@@ -67,6 +70,21 @@ def test_a_constant_jumps_and_holds() -> None:
     ]
 
 
+def test_beyond_the_end_of_a_phase_is_the_next_one() -> None:
+    steps = curve(1.0, (10, "constant", 0.5), (20, "linear", 0.25))
+    assert [steps.beyond(t) for t in (0, 9, 10, 15, 20, 10**15)] == [
+        0.5,
+        0.5,
+        0.5,
+        0.375,
+        0.25,
+        0.25,
+    ]
+    jump = curve(0.2, (10, "constant", 0.2), (20, "constant", 1.0))
+    assert (jump.at(10), jump.beyond(10)) == (0.2, 1.0)
+    assert curve(0.7).beyond(0) == curve(0.7).beyond(5) == 0.7
+
+
 def test_a_phase_starts_where_the_one_before_ended() -> None:
     both = curve(0.0, (100, "linear", 1.0), (300, "cosine", 0.0))
     assert both.at(100) == 1.0
@@ -84,7 +102,7 @@ def test_phases_out_of_order_are_refused() -> None:
 
 def test_the_first_step_of_a_warm_up_has_a_learning_rate() -> None:
     config = schedule(curve(0.0, (100, "linear", 1.0)))
-    assert config.lr_at(config.tokens_per_step) == pytest.approx(2.0 * 0.1, rel=1e-15)
+    assert config.lr_at(config.peak_tokens_per_step) == pytest.approx(2.0 * 0.1, rel=1e-15)
     assert config.lr_at(100) == 2.0
 
 
@@ -92,6 +110,7 @@ def test_the_step_that_ends_a_phase_still_belongs_to_it() -> None:
     config = schedule(curve(1.0, (600, "constant", 1.0), (1000, "constant", 0.1)))
     assert [config.lr_at(t) for t in (590, 600, 610, 1000)] == [2.0, 2.0, 0.2, 0.2]
     assert [config.bias_update_speed_at(t) for t in (900, 910, 1000)] == [1.0, 0.0, 0.0]
+    assert [config.mtp_loss_coeff_at(t) for t in (700, 710, 1000)] == [1.0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("total", [1, 7, 999, 3000, 123_456_789])

@@ -35,7 +35,16 @@ YARN = {
     "mscale": 1,
     "mscale_all_dim": 1,
 }
+RAMP = {
+    "schedule.micro_batch_size": 1,
+    "schedule.global_batch_size": 24,
+    "schedule.batch_size_quantum": 8,
+}
 CONSTANT = {"until": 500, "shape": "constant", "value": 1}
+NO_OTHER_CURVES = {
+    f"schedule.{name}_curve": {"start": 1, "phases": []}
+    for name in ("bias_update_speed", "batch_size", "mtp_loss_coeff")
+}
 EXPERTS = {
     "model.n_routed_experts": 32,
     "model.n_group": 4,
@@ -147,7 +156,7 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {
             "schedule.reference_tokens": 500,
             "schedule.lr_curve": {"start": 1, "phases": [CONSTANT]},
-            "schedule.bias_update_speed_curve": {"start": 1, "phases": []},
+            **NO_OTHER_CURVES,
         },
         {"schedule.reference_tokens": 1000},
         "schedule.lr_curve.phases.0.until=500: must be schedule.reference_tokens=1000, the end of"
@@ -158,7 +167,7 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {
             "schedule.reference_tokens": 500,
             "schedule.lr_curve": {"start": 1, "phases": [CONSTANT]},
-            "schedule.bias_update_speed_curve": {"start": 1, "phases": []},
+            **NO_OTHER_CURVES,
         },
         {
             "schedule.bias_update_speed_curve": {
@@ -282,6 +291,41 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {"optimizer.eps": 1e-38},
         "optimizer.eps=1e-38: is beyond the range of FP32, in which it is used;"
         " use 1.2e-38 to 3.4e+38",
+    ),
+    (
+        rules.batch_is_whole_quanta,
+        RAMP,
+        {"schedule.batch_size_quantum": 7},
+        "schedule.global_batch_size=24: must be a multiple of schedule.batch_size_quantum=7;"
+        " use 21 or 28, or schedule.batch_size_quantum out of 1, 2, 3, 4, 6, 8, 12, 24",
+    ),
+    (
+        rules.batch_is_whole_quanta,
+        RAMP,
+        {"schedule.batch_size_quantum": 9, "parallelism.expert_data_parallel_size": 5},
+        "schedule.global_batch_size=24: must be a multiple of schedule.batch_size_quantum=9;"
+        " use 18 or 27",
+    ),
+    (
+        rules.batch_is_whole_quanta,
+        RAMP,
+        {"schedule.batch_size_quantum": 48},
+        "schedule.global_batch_size=24: must be a multiple of schedule.batch_size_quantum=48;"
+        " use 48, or schedule.batch_size_quantum out of 1, 2, 3, 4, 6, 8, 12, 24",
+    ),
+    (
+        rules.quanta_divide_over_ranks,
+        RAMP | {"parallelism.expert_data_parallel_size": 4},
+        {"schedule.batch_size_quantum": 6},
+        "schedule.batch_size_quantum=6: must be a multiple of the 4 data-parallel ranks;"
+        " use one of 4, 8, 12, 24",
+    ),
+    (
+        rules.quanta_divide_over_ranks,
+        RAMP,
+        {"parallelism.expert_data_parallel_size": 5},
+        "schedule.batch_size_quantum=8: must be a multiple of the 5 data-parallel ranks;"
+        " use a multiple of 5",
     ),
 ]
 

@@ -26,6 +26,7 @@ ROUTER = 128 * 16
 def nano(*overrides: str) -> RunConfig:
     # A batch that every layout here divides.
     batch = ("schedule.global_batch_size=64", "schedule.micro_batch_size=1")
+    batch += ("schedule.batch_size_quantum=64",)
     return compose(["model=moe_nano", *batch, *overrides]).config
 
 

@@ -44,7 +44,7 @@ AUX_FREE = compose(["balance=aux_free"]).config.balance
 )
 def test_bias_moves_by_the_sign_of_the_gap(counts):
     layers = {"a": FakeMoE(counts)}
-    update_biases(layers, take_load(layers), AUX_FREE, 0.5)
+    update_biases(layers, take_load(layers), AUX_FREE, gamma=0.001 * 0.5)
     expected = torch.tensor(oracle(counts, 0.001 * 0.5))
     assert torch.equal(layers["a"].router.e_score_correction_bias, expected)
 
@@ -52,7 +52,7 @@ def test_bias_moves_by_the_sign_of_the_gap(counts):
 def test_every_layer_moves_and_the_counts_start_over():
     layers = {"a": FakeMoE([3, 1]), "b": FakeMoE([1, 3])}
     load = take_load(layers)
-    update_biases(layers, load, AUX_FREE, 1.0)
+    update_biases(layers, load, AUX_FREE, gamma=0.001)
     assert [m.router.e_score_correction_bias.sign().tolist() for m in layers.values()] == [
         [-1, 1],
         [1, -1],
@@ -64,7 +64,7 @@ def test_every_layer_moves_and_the_counts_start_over():
 def test_no_balancing_moves_nothing():
     layers = {"a": FakeMoE([3, 1])}
     none = AUX_FREE.model_copy(update={"strategy": "none"})
-    update_biases(layers, take_load(layers), none, 1.0)
+    update_biases(layers, take_load(layers), none, gamma=0.001)
     assert torch.equal(layers["a"].router.e_score_correction_bias, torch.zeros(2))
 
 

@@ -1,0 +1,47 @@
+"""The samples of a step under a ramp: each once, in order, however they are cut."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsv3.config.compose import compose
+from dsv3.train.loop import _micro_batches
+from dsv3.train.position import Position
+
+
+class Numbered:
+    """Sample n is the token n, over and over."""
+
+    sequence_length = 3
+
+    def __getitem__(self, n: int) -> Any:
+        return np.full(4, n, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    ("largest", "cuts"),
+    [
+        (8, [[2], [4], [6], [8]]),
+        (4, [[2], [4], [3, 3], [4, 4]]),
+        (1, [[1] * n for n in (2, 4, 6, 8)]),
+    ],
+)
+def test_a_run_uses_every_sample_once_and_in_order(largest: int, cuts: list[list[int]]) -> None:
+    overrides = ["model=moe_nano", "schedule.sequence_length=3", "schedule.total_tokens=10_000"]
+    config = compose([*overrides, f"schedule.micro_batch_size={largest}"]).config
+    position, used, seen = Position(), [], []
+    while position.tokens < config.schedule.total_tokens:
+        trainer: Any = SimpleNamespace(
+            config=config, position=position, samples=Numbered(), device=torch.device("cpu")
+        )
+        batches = _micro_batches(trainer)
+        sizes = [len(ids_BS) for ids_BS, _ in batches]
+        if sizes not in seen:
+            seen.append(sizes)
+        used += [int(sample_S[0]) for ids_BS, _ in batches for sample_S in ids_BS]
+        position = position.after_step(config.schedule)
+    assert used == list(range(position.samples))
+    assert seen == cuts

@@ -112,7 +112,7 @@ def test_stretches_are_the_steps_of_a_plain_walk(
 
 
 def test_a_short_dip_is_not_leapt_over() -> None:
-    dip = [(400, 1.0), (410, 0.25), (1000, 1.0)]
+    dip = [(500, 1.0), (510, 0.25), (1000, 1.0)]
     phases = [{"until": until, "shape": "constant", "value": value} for until, value in dip]
     config = schedule({"start": 1.0, "phases": phases}, total=10_000, peak=8, quantum=2)
     walked = plain_walk(config)

@@ -111,6 +111,15 @@ def test_stretches_are_the_steps_of_a_plain_walk(
     assert config.tokens_before(len(walked) + 1) >= total > walked[-1][1]
 
 
+def test_a_short_dip_is_not_leapt_over() -> None:
+    dip = [(500, 1.0), (510, 0.25), (1000, 1.0)]
+    phases = [{"until": until, "shape": "constant", "value": value} for until, value in dip]
+    config = schedule({"start": 1.0, "phases": phases}, total=10_000, peak=8, quantum=2)
+    walked = plain_walk(config)
+    assert {size for size, _ in walked} == {2, 8}
+    assert config.num_steps == len(walked)
+
+
 @pytest.mark.parametrize("model", ["moe_671b", "moe_228b"])
 def test_the_long_ramps_are_counted_right(model: str) -> None:
     config = compose([f"model={model}"]).config.schedule

@@ -57,7 +57,7 @@ def tokens_per_expert(config: RunConfig) -> float:
     """n: tokens an expert gets in one step of a balanced model."""
     model = config.model
     share = model.num_experts_per_tok / model.n_routed_experts
-    return config.schedule.tokens_per_step * share
+    return config.schedule.global_batch_size * config.schedule.sequence_length * share
 
 
 def _root_n(config: RunConfig) -> float:

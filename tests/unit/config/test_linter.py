@@ -30,6 +30,14 @@ LAMBDA_671B = {
         {"until": AXIS_671B, "shape": "constant", "value": 0.333},
     ],
 }
+CONSTANT = {"start": 1.0, "phases": []}
+WARM_UP = {
+    "start": 0.0,
+    "phases": [
+        {"until": 20_000, "shape": "linear", "value": 1.0},
+        {"until": 1_000_000, "shape": "cosine", "value": 0.1},
+    ],
+}
 
 
 def flat(value: float, *, start: float = 1.0, until: int = 1_000_000) -> dict[str, Any]:
@@ -187,7 +195,12 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any], str]] = [
     (
         "phase-shorter-than-step",
         ("model=moe_tiny", "balance=none"),
-        {"schedule__total_tokens": 100_000},
+        {
+            "schedule__total_tokens": 100_000,
+            "schedule__reference_tokens": 1_000_000,
+            "schedule__lr_curve": WARM_UP,
+            "schedule__batch_size_curve": CONSTANT,
+        },
         "schedule.lr_curve.phases.0",
     ),
     ("fp32-large-model", LARGE, {"precision__recipe": "fp32"}, "precision.recipe=fp32"),
@@ -358,11 +371,17 @@ def test_travel_is_the_sum_of_the_steps_of_the_run() -> None:
             {"until": 1_000_000, "shape": "cosine", "value": 0.0},
         ],
     }
-    config = changed("model=moe_nano", schedule__bias_update_speed_curve=curve)
+    config = changed(
+        "model=moe_nano",
+        schedule__reference_tokens=1_000_000,
+        schedule__bias_update_speed_curve=curve,
+        schedule__batch_size_curve=CONSTANT,
+    )
     schedule = config.schedule
+    tokens_per_step = schedule.global_batch_size * schedule.sequence_length
     steps = [
         config.balance.bias_update_speed
-        * schedule.bias_update_speed_at((step + 1) * schedule.tokens_per_step)
+        * schedule.bias_update_speed_at((step + 1) * tokens_per_step)
         for step in range(schedule.num_steps)
     ]
     # A curve is read at the ends of steps, its mean is taken between them: 1 of 256 steps.
@@ -373,9 +392,10 @@ def test_the_report_and_its_schedule_are_neither_too_fast_nor_too_slow() -> None
     config = compose(["model=moe_671b", "balance=aux_free_seq"]).config
     assert bias_speed.swing(config) < 0.03
     assert bias_speed.travel(config) > 100
-    proportional = changed(*FREE, balance__bias_update_rule="proportional")
-    assert ids(changed(*FREE, balance__bias_update_speed=0.05)) == ["bias-rate-large"]
-    assert ids(proportional) == []
+    proportional = {"balance__bias_update_rule": "proportional"}
+    for speed, trap in ((0.05, "bias-rate-large"), (1e-4, "bias-rate-small")):
+        assert ids(changed(*FREE, balance__bias_update_speed=speed)) == [trap]
+        assert ids(changed(*FREE, balance__bias_update_speed=speed, **proportional)) == []
     every_expert = changed(
         "model=moe_nano", model__num_experts_per_tok=16, model__n_shared_experts=1
     )

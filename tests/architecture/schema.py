@@ -57,7 +57,8 @@ def description_findings(root: type[BaseModel]) -> list[str]:
 def unread_findings(root: type[BaseModel], package_root: Path, conf: Path) -> list[str]:
     """Keys that no code outside config/ reads, directly or through a property of their section.
 
-    A key that only conf/ refers to is obeyed if a key is that takes its value from it. The search is by attribute name, so two keys of one name vouch for each other: it finds the
+    A key that only conf/ refers to is obeyed if a key is that takes its value from it.
+    The search is by attribute name, so two keys of one name vouch for each other: it finds the
     forgotten key, not every misuse.
     """
     read = _read_outside_config(package_root)

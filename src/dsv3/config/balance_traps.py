@@ -164,7 +164,8 @@ def other_loss_than_shipped(config: RunConfig) -> Iterator[Finding]:
             f"another loss than the {usual} of the shipped arm (report eq. 18 and 19): results"
             " under the name of this arm are not comparable"
             if balance.coeffs
-            else f"balance.strategy={balance.strategy} has no balance loss (report eq. 17) to obey it"
+            else f"balance.strategy={balance.strategy} has no balance loss (report eq. 17)"
+            " to obey it"
         )
         yield Finding("other-aux-loss", f"balance.{key}={value}", reason, f"use {usual}")
 

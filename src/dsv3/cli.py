@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(
-    help="Look at configurations: show, ls, diff, schedule.",
+    help="Look at configurations: show, ls, diff, lint, schedule.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -67,6 +67,7 @@ Cfg = Annotated[
 Package = Annotated[
     str | None, typer.Option("--package", "-p", metavar="KEY", help="Print this section only.")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse what is only warned about.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -92,6 +93,7 @@ def train(
     retry: Annotated[
         bool, typer.Option("--retry", help="Try a run again that ended in a failure.")
     ] = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> int:
     """Train a run, go on with it, or print its result if it is done."""
@@ -105,6 +107,7 @@ def train(
         config_dir=config_dir,
         dry_run=dry_run,
         retry=retry,
+        strict=strict,
         as_json=as_json,
     )
 
@@ -115,14 +118,14 @@ def plan(
     multirun: Multirun = False,
     cfg: Cfg = None,
     config_dir: ConfigDir = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> int:
     """Compute what a run needs and does, before anything starts."""
     if cfg is not None:
         return _show(overrides, cfg, multirun=multirun, config_dir=config_dir, as_json=as_json)
-    return _call(
-        "plan", "plan", overrides or [], multirun=multirun, config_dir=config_dir, as_json=as_json
-    )
+    options = {"multirun": multirun, "config_dir": config_dir, "strict": strict}
+    return _call("plan", "plan", overrides or [], **options, as_json=as_json)
 
 
 @config_app.command("show")
@@ -170,6 +173,19 @@ def config_diff(
 ) -> int:
     """Show where configurations differ."""
     return _call("config", "diff", words, config_dir=config_dir, as_json=as_json)
+
+
+@config_app.command("lint")
+def config_lint(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> int:
+    """Name the known traps a configuration is in."""
+    options = {"multirun": multirun, "config_dir": config_dir, "strict": strict}
+    return _call("config", "lint", overrides or [], **options, as_json=as_json)
 
 
 @config_app.command("schedule")

@@ -1,6 +1,8 @@
 """The schema's promises: every key is described, has no default, and something obeys it."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,8 +11,20 @@ from pydantic_core import PydanticUndefined
 
 from architecture.source import Source, called_name, sources
 
-# Functions of config/ there only refuse: a key that nothing else reads is a key nothing obeys.
-ONLY_REFUSE = {"rules.py", "compose.py"}
+# Files that only refuse, warn or tell: a key that nothing else reads is a key nothing obeys.
+ONLY_SPEAK = {
+    "config/rules.py",
+    "config/compose.py",
+    "config/linter.py",
+    "config/balance_traps.py",
+    "config/run_traps.py",
+    "config/bias_speed.py",
+    "plan/description.py",
+    "plan/record.py",
+    "commands/arms.py",
+}
+
+REFERENCE = re.compile(r"(?P<key>\w+): *\$\{(?P<path>[\w.]+)\}")
 
 # Keys that are obeyed by refusing alone, each with its reason.
 LIMITS = {"max_position_embeddings": "a bound on sequence_length; rotary positions have no end"}
@@ -40,13 +54,15 @@ def description_findings(root: type[BaseModel]) -> list[str]:
     return findings
 
 
-def unread_findings(root: type[BaseModel], package_root: Path) -> list[str]:
+def unread_findings(root: type[BaseModel], package_root: Path, conf: Path) -> list[str]:
     """Keys that no code outside config/ reads, directly or through a property of their section.
 
+    A key that only conf/ refers to is obeyed if a key is that takes its value from it.
     The search is by attribute name, so two keys of one name vouch for each other: it finds the
     forgotten key, not every misuse.
     """
     read = _read_outside_config(package_root)
+    read |= {part for key, parts in _referred_to(conf) if key in read for part in parts}
     return [
         f"{name}.{key} is read by nothing outside config/"
         for name, section in sections(root).items()
@@ -55,14 +71,24 @@ def unread_findings(root: type[BaseModel], package_root: Path) -> list[str]:
     ]
 
 
+def _referred_to(conf: Path) -> Iterator[tuple[str, list[str]]]:
+    """Keys of conf/ whose value is `${section.key}`, with the parts of that path."""
+    for file in sorted(conf.rglob("*.yaml")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if found := REFERENCE.fullmatch(line.strip()):
+                yield found["key"], found["path"].split(".")
+
+
 def _read_outside_config(package_root: Path) -> set[str]:
     """Names read outside config/, and those read by functions of config/ that are in turn read."""
     inside: list[ast.AST] = []
     names: set[str] = set()
     for source in sources(package_root):
+        if source.name in ONLY_SPEAK:
+            continue
         if source.layer != "config":
             names |= _names(source.tree)
-        elif source.path.name not in ONLY_REFUSE:
+        else:
             inside += _functions(source)
     size = -1
     while size != len(names):

@@ -25,7 +25,7 @@ def test_every_key_is_described_and_valued_in_conf_alone() -> None:
 
 
 def test_every_key_is_obeyed(checkout: Path) -> None:
-    assert unread_findings(RunConfig, checkout / "src" / "dsv3") == []
+    assert unread_findings(RunConfig, checkout / "src" / "dsv3", checkout / "conf") == []
 
 
 def test_a_planted_undescribed_key_and_a_planted_default_are_found() -> None:
@@ -55,9 +55,20 @@ def test_a_planted_key_that_nothing_obeys_is_found(
     for file, code in {
         "config/part.py": section_code,
         "config/rules.py": "def rule(c):\n    return c.described > 0",
+        "plan/description.py": "def tell(c):\n    return c.described, c.valued",
         "train/loop.py": f"{user_code}\nuse(c.inner, c.bare)",
     }.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(code)
-    found = {line.split()[0].split(".")[1] for line in unread_findings(_Outer, tmp_path)}
+    found = {line.split()[0].split(".")[1] for line in unread_findings(_Outer, tmp_path, tmp_path)}
     assert found - {"inner"} == unread
+
+
+@pytest.mark.parametrize("user_code", ["use(c.valued)", "use(c.bare)"])
+def test_a_key_is_obeyed_if_one_that_follows_it_is(tmp_path: Path, user_code: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "loop.py").write_text(user_code)
+    (tmp_path / "part.yaml").write_text("# Comment\nvalued: ${inner.described}\nbare: 3\n")
+    found = {line.split()[0] for line in unread_findings(_Outer, tmp_path, tmp_path)}
+    unread = {"_Outer.inner", "_Inner.described"} & found
+    assert unread == (set() if "valued" in user_code else {"_Outer.inner", "_Inner.described"})

@@ -71,8 +71,29 @@ def test_the_models_are_those_tested_here() -> None:
 
 
 def test_671b_is_the_released_model() -> None:
-    values = run("model=moe_671b").model.model_dump(exclude={"name"})
+    values = run("model=moe_671b").model.model_dump(exclude={"name", "aux_loss_coeffs"})
     assert values == {**RELEASED_671B, **PRE_TRAINING}
+
+
+@pytest.mark.parametrize(
+    ("name", "coeffs"),
+    [
+        ("moe_1b", (1e-3, 0, 0)),  # arXiv 2408.15664, section 4.1
+        ("moe_3b", (1e-3, 0, 0)),
+        ("moe_16b", (1e-3, 0, 0)),  # V2-Lite's: arXiv 2405.04434, appendix B
+        ("moe_228b", (3e-3, 5e-2, 2e-2)),  # V2's: arXiv 2405.04434, section 3.1.2
+        ("moe_671b", (1e-4, 0, 0)),  # report, section 4.2
+    ],
+)
+def test_published_strengths_reach_the_arms(name: str, coeffs: tuple[float, float, float]) -> None:
+    keys = ("sequence_aux_loss_coeff", "device_aux_loss_coeff", "communication_aux_loss_coeff")
+    assert run(f"model={name}", "balance=aux_loss").balance.coeffs == {keys[0]: coeffs[0]}
+    assert run(f"model={name}", "balance=aux_batch").balance.coeffs == {
+        "batch_aux_loss_coeff": coeffs[0]
+    }
+    assert run(f"model={name}", "balance=aux_loss_v2").balance.coeffs == dict(
+        zip(keys, coeffs, strict=True)
+    )
 
 
 def test_228b_is_v2_with_what_the_report_changed() -> None:

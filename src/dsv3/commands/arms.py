@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3.commands.lint import as_data
 from dsv3.config.compose import Composed, compose, compose_sweep
 from dsv3.config.root import RunConfig
+from dsv3.plan.description import balance_record
 from dsv3.runs.identity import run_id
 
 BASE = "base"
@@ -29,6 +31,9 @@ class Arm:
             "seed": self.config.seed,
             "overrides": list(self.overrides),
             "tokens": self.config.schedule.total_tokens,
+            "balance": balance_record(self.config.balance),
+            "mtp": self.config.mtp.model_dump(include={"num_nextn_predict_layers", "loss_coeff"}),
+            "warnings": as_data(self.config),
         }
 
 

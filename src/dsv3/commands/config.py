@@ -1,12 +1,14 @@
-"""`dsv3 config show|ls|diff`, and `--cfg job` of other verbs."""
+"""`dsv3 config show|ls|diff|lint`, and `--cfg job` of other verbs."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dsv3.commands.console import write, write_json, write_table
+from dsv3.commands.lint import as_data, warn
 from dsv3.config.compose import Composed, compose, compose_sweep
 from dsv3.config.diff import differences
+from dsv3.config.linter import lint_all
 from dsv3.config.options import Catalogue, catalogue
 from dsv3.config.suggest import did_you_mean, listed
 from dsv3.config.yaml_text import dump
@@ -89,6 +91,38 @@ def diff(words: Sequence[str], *, config_dir: Path | None = None, as_json: bool 
         write_table(["key", *titles], rows)
     else:
         write(f"no difference between {listed(titles)}")
+    return 0
+
+
+def lint(
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    config_dir: Path | None = None,
+    strict: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Print the known traps a configuration, or any arm of a sweep, is in; returns 0.
+
+    Raises ConfigError with all of them if `strict` and there are any.
+    """
+    if multirun:
+        arms = compose_sweep(overrides, config_dir=config_dir)
+    else:
+        arms = [compose(overrides, config_dir=config_dir)]
+    configs = [arm.config for arm in arms]
+    if strict:
+        warn(configs, strict=True)
+    findings = lint_all(configs)
+    if as_json:
+        write_json(
+            {"runs": [{"overrides": a.overrides, "warnings": as_data(a.config)} for a in arms]}
+        )
+    elif findings:
+        rows = [[f.id, f.setting, f.reason, f.remedy] for f in findings]
+        write_table(["warning", "setting", "reason", "remedy"], rows)
+    else:
+        write("no warnings")
     return 0
 
 

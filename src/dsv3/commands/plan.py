@@ -5,25 +5,35 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.commands.console import write_json, write_table
+from dsv3.commands.lint import as_data, warn
 from dsv3.config.compose import Composed, compose
-from dsv3.plan.description import describe_layout
+from dsv3.plan.description import describe_balance, describe_layout, describe_mtp
 from dsv3.plan.quantities import count, flops, plural, size
 from dsv3.plan.record import plan_record
 
 
 def plan(
-    overrides: Sequence[str], *, multirun: bool, config_dir: Path | None, as_json: bool
+    overrides: Sequence[str],
+    *,
+    multirun: bool,
+    config_dir: Path | None,
+    strict: bool,
+    as_json: bool,
 ) -> int:
     """Print the plan of one run, or with `multirun` of all runs of the sweep; returns 0.
 
-    Raises ConfigError if any of the configurations is wrong.
+    Raises ConfigError if any of the configurations is wrong, or with `strict` in a known trap.
     """
     if multirun:
         from dsv3.config.compose import compose_sweep
 
-        _print_sweep(compose_sweep(overrides, config_dir=config_dir), as_json=as_json)
+        runs = compose_sweep(overrides, config_dir=config_dir)
+        warn([run.config for run in runs], strict=strict)
+        _print_sweep(runs, as_json=as_json)
     else:
-        _print_run(compose(overrides, config_dir=config_dir), as_json=as_json)
+        composed = compose(overrides, config_dir=config_dir)
+        warn([composed.config], strict=strict)
+        _print_run(composed, as_json=as_json)
     return 0
 
 
@@ -51,9 +61,10 @@ def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
             "FLOPs per token",
             f"{flops(record['flops_per_token'])} (6 x active + causal attention)",
         ),
-        ("MTP, beside", _mtp_line(record["mtp"])),
+        ("MTP, beside", _mtp_line(composed, record["mtp"])),
         ("FLOPs in all", flops(record["total_flops"])),
         ("tokens", length),
+        ("balance", describe_balance(composed.config.balance)),
         ("world size", f"{record['world_size']:,} ({layout})"),
         ("precision", record["precision"]),
         (
@@ -67,12 +78,12 @@ def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _mtp_line(mtp: dict[str, Any]) -> str:
-    parameters, depth = mtp["parameters"], mtp["num_nextn_predict_layers"]
-    if depth == 0:
+def _mtp_line(composed: Composed, mtp: dict[str, Any]) -> str:
+    parameters, modules = mtp["parameters"], describe_mtp(composed.config.mtp)
+    if not modules:
         return "none"
     return (
-        f"depth {depth}: {count(parameters['total'], 5)} parameters,"
+        f"{modules}: {count(parameters['total'], 5)} parameters,"
         f" {count(parameters['active'], 5)} active, {flops(mtp['flops_per_token'])} per token"
     )
 
@@ -124,4 +135,8 @@ def _bare(quantity: str) -> str:
 
 
 def _record(composed: Composed) -> dict[str, Any]:
-    return {"overrides": list(composed.overrides), **plan_record(composed.config)}
+    return {
+        "overrides": list(composed.overrides),
+        **plan_record(composed.config),
+        "warnings": as_data(composed.config),
+    }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3.commands import console
 from dsv3.commands.arms import BASE, Arm, arms_of
+from dsv3.commands.lint import warn
 from dsv3.config.root import RunConfig
 from dsv3.errors import (
     ArmsFailedError,
@@ -63,14 +64,16 @@ def train(
     config_dir: Path | None,
     dry_run: bool,
     retry: bool,
+    strict: bool,
     as_json: bool,
 ) -> int:
     """Train one run, or the arms of a sweep one after the other; returns the exit code.
 
     Everything that can be known beforehand (configuration, capacity, data, directories) is
-    checked for every arm before the first one starts.
+    checked for every arm before the first one starts. `strict` refuses known traps, too.
     """
     arms = arms_of(overrides, multirun=multirun, config_dir=config_dir)
+    warn([arm.config for arm in arms], strict=strict)
     if dry_run:
         _print_dry_run(arms, as_json=as_json)
         return 0

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dsv3.config.root import RunConfig
+from dsv3.plan.description import balance_record
 from dsv3.plan.flops import mtp_flops_per_token, training_flops_per_token
 from dsv3.plan.memory import state_bytes_of_all_ranks, state_bytes_per_rank
 from dsv3.plan.parameters import count_mtp, count_parameters
@@ -21,6 +22,7 @@ def plan_record(config: RunConfig) -> dict[str, Any]:
         "model": config.model.name,
         "parameters": _parameters(config),
         "flops_per_token": flops,
+        "balance": balance_record(config.balance),
         "mtp": mtp,
         "total_flops": (flops + mtp["flops_per_token"]) * schedule.total_tokens,
         "tokens": schedule.total_tokens,
@@ -57,6 +59,7 @@ def _mtp(config: RunConfig) -> dict[str, Any]:
     counts = count_mtp(config.model, depth=depth)
     return {
         "num_nextn_predict_layers": depth,
+        "loss_coeff": config.mtp.loss_coeff,
         "parameters": {"total": counts.total, "active": counts.active},
         "flops_per_token": mtp_flops_per_token(
             config.model, sequence_length=config.schedule.sequence_length, depth=depth

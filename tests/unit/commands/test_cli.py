@@ -62,6 +62,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
         "config_dir": Path("mine"),
         "dry_run": True,
         "retry": False,
+        "strict": False,
         "as_json": True,
     }
     assert calls == [("train.train", (["seed=1,2", "balance=none"],), options)]
@@ -75,7 +76,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
             (
                 "plan.plan",
                 (["seed=1,2"],),
-                {"multirun": True, "config_dir": None, "as_json": False},
+                {"multirun": True, "config_dir": None, "strict": False, "as_json": False},
             ),
         ),
         (

@@ -21,7 +21,7 @@ COMMAND = typer.main.get_command(cli.app)
     [
         ("tr", ["train"]),
         ("comple", ["completion"]),
-        ("config ", ["show", "ls", "diff", "schedule"]),
+        ("config ", ["show", "ls", "diff", "lint", "schedule"]),
         ("config d", ["diff"]),
         ("data p", ["prepare"]),
         ("completion ", ["bash", "zsh", "fish"]),

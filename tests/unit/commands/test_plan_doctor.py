@@ -42,7 +42,9 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plan_prints_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(["model=moe_671b"], multirun=False, config_dir=None, as_json=True) == 0
+    assert (
+        plan(["model=moe_671b"], multirun=False, config_dir=None, strict=False, as_json=True) == 0
+    )
     record = json.loads(capsys.readouterr().out)
     assert record["parameters"]["total"] == 671_026_404_352
     assert record["parameters"]["active"] == 36_625_603_584
@@ -59,7 +61,7 @@ def test_plan_prints_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_plan_of_a_sweep_lists_its_runs(capsys: pytest.CaptureFixture[str], sweep: None) -> None:
-    assert plan(["seed=3"], multirun=True, config_dir=None, as_json=True) == 0
+    assert plan(["seed=3"], multirun=True, config_dir=None, strict=False, as_json=True) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert [run["model"] for run in runs] == ["moe_nano", "moe_16b"]
     assert runs[1]["overrides"] == ["model=moe_16b", "seed=3"]
@@ -68,7 +70,7 @@ def test_plan_of_a_sweep_lists_its_runs(capsys: pytest.CaptureFixture[str], swee
 def test_plan_of_a_sweep_shows_what_differs(
     capsys: pytest.CaptureFixture[str], sweep: None
 ) -> None:
-    plan(["seed=3"], multirun=True, config_dir=None, as_json=False)
+    plan(["seed=3"], multirun=True, config_dir=None, strict=False, as_json=False)
     out = capsys.readouterr().out
     assert "model=moe_nano" in out and "15.71B" in out and "16.41G" in out
     assert "seed=3" not in out
@@ -77,7 +79,7 @@ def test_plan_of_a_sweep_shows_what_differs(
 def test_the_first_rows_of_a_plan_are_parameters_and_flops(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plan(["model=moe_228b"], multirun=False, config_dir=None, as_json=False)
+    plan(["model=moe_228b"], multirun=False, config_dir=None, strict=False, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert "228.748B (228,748,416,000)" in lines[1]
     assert "20.9875B (body + head" in lines[2]

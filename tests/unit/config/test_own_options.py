@@ -6,9 +6,20 @@ import pytest
 
 from dsv3.config.compose import compose, compose_sweep
 from dsv3.config.locations import shipped
+from dsv3.config.options import catalogue
 from dsv3.errors import ConfigError
 
-GOOD = "strategy: none\nbias_update_speed: 0.0\n"
+OTHERS = """\
+bias_update_rule: sign
+sequence_aux_loss_coeff: 0.0
+device_aux_loss_coeff: 0.0
+communication_aux_loss_coeff: 0.0
+batch_aux_loss_coeff: 0.0
+aux_loss_selection: top_k_of_scores
+aux_loss_scores: normalised
+batch_counts: exact
+"""
+GOOD = f"strategy: none\nbias_update_speed: 0.0\n{OTHERS}"
 DOUBLINGS = "".join(f"x{i + 1}: &x{i + 1} [*x{i}, *x{i}]\n" for i in range(40))
 
 
@@ -32,14 +43,13 @@ def test_an_own_option_shadows_a_shipped_one_of_the_same_name(tmp_path: Path) ->
 
 
 def test_an_own_option_stands_beside_the_shipped_ones(tmp_path: Path) -> None:
-    own(tmp_path, "strategy: aux_free\nbias_update_speed: 0.25\n", "balance/mine")
+    own(tmp_path, f"strategy: aux_free\nbias_update_speed: 0.25\n{OTHERS}", "balance/mine")
     arms = compose_sweep(["balance=glob(*)"], config_dir=tmp_path)
     assert [arm.overrides for arm in arms] == [
-        ("balance=aux_free",),
-        ("balance=mine",),
-        ("balance=none",),
+        (f"balance={name}",) for name in sorted([*catalogue()["balance"], "mine"])
     ]
-    assert arms[1].config.balance.bias_update_speed == 0.25
+    (mine,) = (arm for arm in arms if arm.choices["balance"] == "mine")
+    assert mine.config.balance.bias_update_speed == 0.25
 
 
 def test_a_model_of_ones_own_is_one_file(tmp_path: Path) -> None:
@@ -65,7 +75,7 @@ def test_marks_of_other_editors_do_not_matter(tmp_path: Path, encoded: bytes | s
     [
         ("", "aux_free.yaml: is empty"),
         ("# nothing\n", "aux_free.yaml: is empty"),
-        (GOOD + "strategy: none\n", "aux_free.yaml:3: the key 'strategy' stands twice"),
+        (GOOD + "strategy: none\n", "aux_free.yaml:11: the key 'strategy' stands twice"),
         ("a: {b: 1, b: 2}\n", "aux_free.yaml:1: the key 'b' stands twice"),
         (b"strategy: \xe9\n", "aux_free.yaml: is not UTF-8 text (byte 10)"),
         ("a: \0\n", "aux_free.yaml: is not valid YAML: unacceptable character"),
@@ -83,14 +93,14 @@ def test_marks_of_other_editors_do_not_matter(tmp_path: Path, encoded: bytes | s
         ("a: !!python/object/apply:os.system ['x']\n", "os.system' is not allowed"),
         (GOOD + "_target_: os.system\n", "balance._target_=os.system: there is no such key"),
         (GOOD + "strateg: none\n", "balance.strateg=none: there is no such key; did you mean"),
-        ("strategy: none\n", "balance.bias_update_speed: is missing; give it a number >= 0"),
-        ("strategy: none\nbias_update_speed: ???\n", "balance.bias_update_speed=???: has no value"),
-        ("strategy: none\nbias_update_speed: .nan\n", "must be finite"),
         (
-            "strategy: 3\nbias_update_speed: 0\n",
-            "balance.strategy=3: must be one of none, aux_free",
+            f"strategy: none\n{OTHERS}",
+            "balance.bias_update_speed: is missing; give it a number >= 0",
         ),
-        ("strategy: ${no:1}\nbias_update_speed: 0\n", "balance.strategy: Unsupported"),
+        (GOOD.replace("speed: 0.0", "speed: ???"), "balance.bias_update_speed=???: has no value"),
+        (GOOD.replace("speed: 0.0", "speed: .nan"), "must be finite"),
+        (GOOD.replace("none", "3"), "balance.strategy=3: must be one of none, aux_loss"),
+        (GOOD.replace("none", "${no:1}"), "balance.strategy: Unsupported"),
         ("defaults: 3\n" + GOOD, "defaults must be a list"),
         ("defaults:\n  - nope\n" + GOOD, "Could not load 'balance/nope'"),
         (

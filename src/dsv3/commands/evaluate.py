@@ -9,8 +9,10 @@ from dsv3.commands import console
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
 from dsv3.config.suggest import did_you_mean, listed
-from dsv3.errors import ConfigError, Dsv3Error, Problem
+from dsv3.errors import CapacityError, ConfigError, Dsv3Error, Problem
 from dsv3.launch.local import launch_evaluation
+from dsv3.machine import this_machine
+from dsv3.plan.capacity import describe_machine
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.files import read_json
 from dsv3.runs.rank import EvaluationArguments
@@ -30,6 +32,7 @@ def evaluate(run: str, overrides: Sequence[str], *, step: int | None, as_json: b
     words, composed = _understood(overrides)
     directory = _find(run, composed.run_root)
     config = _with(directory.latest_config(), composed, words)
+    _refuse_missing_gpu(config)
     _prepare(directory, config)
     with tempfile.TemporaryDirectory(prefix="dsv3-eval-") as temporary:
         report = Path(temporary) / "report.json"
@@ -95,6 +98,14 @@ def _with(ran: RunConfig, composed: RunConfig, words: Sequence[str]) -> RunConfi
         values = {name: getattr(getattr(composed, section), name) for name in names}
         changed[section] = getattr(ran, section).model_copy(update=values)
     return ran.model_copy(update=changed)
+
+
+def _refuse_missing_gpu(config: RunConfig) -> None:
+    """Raise CapacityError if a GPU is asked for and this machine has none."""
+    machine = this_machine()
+    if config.launcher.device == "cuda" and not machine.gpus:
+        rule = f"this machine has {describe_machine(machine)}"
+        raise CapacityError(Problem("launcher.device=cuda", rule, "write launcher.device=cpu"))
 
 
 def _prepare(directory: RunDirectory, config: RunConfig) -> None:

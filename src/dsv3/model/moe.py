@@ -60,7 +60,6 @@ class MoE(nn.Module):
     """Shared experts for every token, routed experts for the tokens the router sends them."""
 
     tokens_per_expert_E: Tensor
-    last_tokens_per_expert_BE: Tensor | None = None
 
     def __init__(
         self,
@@ -110,8 +109,4 @@ class MoE(nn.Module):
         out_TD = self.dispatcher.combine(rows_RD, handle)
         if self.shared_experts is not None:
             out_TD = out_TD + self.shared_experts(x_TD)
-        if not torch.is_grad_enabled():
-            E, B = self.config.n_routed_experts, hidden_BSD.shape[0]
-            ids_BS = expert_ids_TK.view(B, -1)
-            self.last_tokens_per_expert_BE = torch.stack([count_tokens(i, E) for i in ids_BS])
         return out_TD.view_as(hidden_BSD), count_tokens(expert_ids_TK, self.config.n_routed_experts)

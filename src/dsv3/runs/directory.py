@@ -8,7 +8,7 @@ configs/*.yaml    configurations of later starts (another layout, say), by conte
 attempts.jsonl    one line per start of the ranks: provenance, and what differs from config.yaml
 metrics.jsonl     one line per step and evaluation
 events.jsonl      what happened
-evaluations/step-N[-sequences-M]/   figures and expert load; M: where not as in config.yaml
+evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
 lock              held by rank 0 while it lives
 DONE | FAILED     the result, or the failure, as JSON

@@ -53,7 +53,7 @@ def evaluate_run(
     finally:
         shown.close()
     refuse_non_finite_loss(evaluation.loss, position, None)
-    return save_evaluation(run, config, device, position, evaluation)
+    return save_evaluation(run, config, device, position, evaluation, by_training=False)
 
 
 def _evaluate(

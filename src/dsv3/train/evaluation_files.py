@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import save
 
 from dsv3.config.root import RunConfig
+from dsv3.errors import CheckpointError
 from dsv3.files import storage_error, sync_directory, write_atomically
 from dsv3.runs.directory import RunDirectory
-from dsv3.runs.files import write_json
+from dsv3.runs.files import read_json, write_json
 from dsv3.train.domain_load import DomainLoad
 from dsv3.train.evaluation import Evaluation
 from dsv3.train.position import Position
@@ -34,12 +35,19 @@ def save_evaluation(
     device: torch.device,
     position: Position,
     evaluation: Evaluation,
+    *,
+    by_training: bool,
 ) -> Path:
     """Write both files of an evaluation at `position`; returns their directory.
 
-    Each file is replaced whole. Raises CapacityError if the storage fails.
+    Each file is replaced whole. Only training replaces what was computed with other arithmetic
+    (threads, device ...); others leave it and write beside it. Raises CapacityError if the
+    storage fails.
     """
+    arithmetic = _arithmetic(config, device)
     directory = run.evaluation(position.step, config.evaluation.sequences)
+    if not by_training:
+        directory = _beside(directory, arithmetic)
     content = _load_file(evaluation.load)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,12 +66,23 @@ def save_evaluation(
             "sequence_length": config.schedule.sequence_length,
             "data_fingerprint": run.provenance()["data_fingerprint"],
         },
-        "computed_with": _arithmetic(config, device),
+        "computed_with": arithmetic,
         # A figure file and an array of two evaluations cannot be taken for one.
         "expert_load": {"file": LOAD, "sha256": hashlib.sha256(content).hexdigest()},
     }
     write_json(directory / FIGURES, record)
     return directory
+
+
+def _beside(directory: Path, arithmetic: dict[str, Any]) -> Path:
+    """`directory`, or if other arithmetic is recorded there one named by what differs."""
+    try:
+        there = read_json(directory / FIGURES)["computed_with"]
+        differs = {key: value for key, value in arithmetic.items() if there.get(key) != value}
+    except (CheckpointError, KeyError, AttributeError):
+        return directory  # nothing there, or nothing anyone could use
+    words = [directory.name, *(f"{key}-{value}" for key, value in differs.items())]
+    return directory.with_name("-".join(words))
 
 
 def _load_file(load: DomainLoad) -> bytes:

@@ -103,7 +103,7 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
             trainer.model, trainer.validation, batch_size, device, mtp_depth=depth
         )
     refuse_non_finite_loss(evaluation.loss, trainer.position, trainer.checkpoints.newest)
-    save_evaluation(trainer.run, config, device, trainer.position, evaluation)
+    save_evaluation(trainer.run, config, device, trainer.position, evaluation, by_training=True)
     line = {"kind": "eval", "step": trainer.position.step, "tokens": trainer.position.tokens}
     trainer.reporter.evaluation(line | evaluation.record())
     return evaluation

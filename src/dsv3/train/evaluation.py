@@ -122,7 +122,7 @@ def evaluate(
         _add(tallies, chunk, losses_BS)
         if mtp_depth > 0:
             # Every sequence has as many positions as another: their mean weighs by sequences.
-            rates = model.mtp_acceptance(input_ids_BS, labels_BS)
+            rates = model.mtp_acceptance(input_ids_BS)
             accepted += rates.cpu().double() * len(chunk)
         if on_batch is not None:
             on_batch(batch, float(losses_BS.mean()))

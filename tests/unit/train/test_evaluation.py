@@ -120,9 +120,11 @@ def test_a_model_without_experts_has_no_load():
 @pytest.fixture(scope="module")
 def small():
     words = "hidden_size=32 num_hidden_layers=2 intermediate_size=64 moe_intermediate_size=16"
-    words += " vocab_size=64 n_routed_experts=8"
+    words += " vocab_size=320 n_routed_experts=8"
     overrides = [f"model.{word}" for word in words.split()]
-    config = compose(["model=moe_nano", "schedule.sequence_length=16", *overrides]).config
+    config = compose(
+        ["model=moe_nano", "mtp=depth1", "schedule.sequence_length=16", *overrides]
+    ).config
     return build_model(config, CPU)
 
 
@@ -137,11 +139,13 @@ def test_evaluation_leaves_training_as_it_was_and_repeats_to_the_bit(small):
     random_state = torch.get_rng_state()
     small.eval()
     with torch.no_grad():
-        first, second = (evaluate(small, samples, 2, CPU) for _ in range(2))
+        first, second = (evaluate(small, samples, 2, CPU, mtp_depth=1) for _ in range(2))
         pairs = evaluate(small, samples[:2], 2, CPU)
     small.train()
     assert first.figures() == second.figures()
     assert torch.equal(first.load.tokens_per_expert, second.load.tokens_per_expert)
+    assert len(first.load.layers) == 1  # of the two MoE layers one is the MTP module's
+    assert 0 <= first.mtp_acceptance[0] <= 1
     assert first.load.tokens_per_expert.sum() == 6 * 16 * small.config.num_experts_per_tok
     assert pairs.load.sequences.tolist() == [1, 1]
     assert torch.equal(torch.get_rng_state(), random_state)

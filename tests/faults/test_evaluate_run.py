@@ -10,11 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
+from dsv3 import cli
 from dsv3.config.compose import compose
 from dsv3.errors import CheckpointError
 from dsv3.runs.directory import RunDirectory
+from dsv3.train import evaluation_attempt, evaluator
+from dsv3.train.build import build_model, choose_device
+from dsv3.train.weights import find_checkpoint, load_weights
 from faults.small_run import metrics, overrides, tensors, write_text
 
 STEPS = 40
@@ -68,11 +73,18 @@ def copy(trained, tmp_path):
     return home, tmp_path / "runs" / run.name
 
 
-def refusal(*words, cwd, code):
-    done = dsv3("eval", *words, cwd=cwd)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    return done.stderr
+@pytest.fixture
+def ending(trained, monkeypatch, capfd):
+    """Run `dsv3 eval` in this process, expecting an exit code; gives what was said on stderr."""
+    monkeypatch.chdir(trained[0])
+
+    def refused(*words, code):
+        assert cli.run(["eval", *map(str, words)]) == code
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err + said.out
+        return said.err
+
+    return refused
 
 
 def test_training_writes_figures_and_the_array(trained):
@@ -119,20 +131,21 @@ def test_from_a_checkpoint_it_is_the_evaluation_of_training_to_the_bit(trained, 
     assert all(Path(path).is_file() for path in printed["files"].values())
 
 
-def test_what_people_see(trained):
+def test_what_people_see(trained, monkeypatch, capfd):
     home, run, _ = trained
-    done = dsv3("eval", f"runs/{run.name}", cwd=home)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(home)
+    assert cli.run(["eval", f"runs/{run.name}"]) == 0
+    said = capfd.readouterr()
     for text in ("validation loss", "MaxVio global", "domain", "dead experts", "expert_load"):
-        assert text in done.stdout
-    assert "batch 1/" in done.stderr
+        assert text in said.out
+    assert "batch 1/" in said.err
 
 
-def test_another_set_or_other_arithmetic_lies_beside_the_runs_own(copy):
-    home, run = copy
+def test_another_set_or_other_arithmetic_lies_beside_the_runs_own(copy, ending):
+    _, run = copy
     own = files(run / "evaluations/step-40")
-    assert dsv3("eval", run, "evaluation.sequences=4", cwd=home).returncode == 0
-    assert dsv3("eval", run, "launcher.threads_per_rank=2", cwd=home).returncode == 0
+    ending(run, "evaluation.sequences=4", code=0)
+    ending(run, "launcher.threads_per_rank=2", code=0)
     assert files(run / "evaluations/step-40") == own
     apart = {path.name for path in (run / "evaluations").iterdir()} - {"step-20", "step-40"}
     assert apart == {"step-40-sequences-4", "step-40-threads-2"}
@@ -141,18 +154,16 @@ def test_another_set_or_other_arithmetic_lies_beside_the_runs_own(copy):
     assert sum(domain["sequences"] for domain in record["domains"].values()) == 4
 
 
-def test_no_such_run_names_those_that_are_near(trained):
-    home, run, _ = trained
-    assert f"did you mean {run.name}?" in refusal(run.name[:-1], cwd=home, code=2)
-    assert f"runs there: {run.name}" in refusal("nothing", cwd=home, code=2)
-    assert "there are none" in refusal("nothing", "run_root=elsewhere", cwd=home, code=2)
+def test_no_such_run_names_those_that_are_near(trained, ending):
+    _, run, _ = trained
+    assert f"did you mean {run.name}?" in ending(run.name[:-1], code=2)
+    assert f"runs there: {run.name}" in ending("nothing", code=2)
+    assert "there are none" in ending("nothing", "run_root=elsewhere", code=2)
 
 
-def test_only_the_evaluation_can_be_changed(trained):
-    home, run, _ = trained
-    said = refusal(
-        run, "balance=none", "schedule.lr=1", "evaluation.every_steps=3", cwd=home, code=2
-    )
+def test_only_the_evaluation_can_be_changed(trained, ending):
+    _, run, _ = trained
+    said = ending(run, "balance=none", "schedule.lr=1", "evaluation.every_steps=3", code=2)
     assert "balance=none: a run is evaluated as it is" in said
     assert "schedule.lr=1: a run is evaluated as it is" in said
     assert "evaluation.every_steps=3: says when training evaluates" in said
@@ -160,42 +171,47 @@ def test_only_the_evaluation_can_be_changed(trained):
 
 def test_a_step_that_is_not_there_lists_those_that_are(trained):
     home, run, _ = trained
-    assert "checkpoints: 20, 40; name one" in refusal(run, "--step", 30, cwd=home, code=4)
-    as_json = json.loads(dsv3("eval", run, "--step", 30, "--json", cwd=home).stdout)
-    assert as_json["error"]["exit_code"] == 4
+    done = dsv3("eval", run, "--step", 30, "--json", cwd=home)
+    assert done.returncode == 4
+    assert "checkpoints: 20, 40; name one" in done.stderr
+    assert json.loads(done.stdout)["error"]["exit_code"] == 4
 
 
-def test_no_checkpoint_and_damaged_ones(copy):
-    home, run = copy
-    newest = run / "checkpoints/step-40/rank-00000.safetensors"
+def test_a_damaged_checkpoint_is_passed_over_or_refused(copy, ending):
+    _, path = copy
+    newest = path / "checkpoints/step-40/rank-00000.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"x")
-    assert "damaged" in refusal(run, "--step", 40, cwd=home, code=4)
-    done = dsv3("eval", run, cwd=home)
-    assert done.returncode == 0
-    assert "passed over a checkpoint" in done.stderr
-    assert "after            step 20" in done.stdout
-    shutil.rmtree(run / "checkpoints/step-20")
-    assert "damaged" in refusal(run, cwd=home, code=4)
-    shutil.rmtree(run / "checkpoints")
-    assert "the checkpoints are gone" in refusal(run, cwd=home, code=4)
-    (run / "DONE").unlink()
-    assert "has no checkpoint yet" in refusal(run, cwd=home, code=4)
+    said = ending(path, code=0)
+    assert "passed over a checkpoint" in said
+    assert "evaluating" in said
+    assert "step-20" in said
+    run = RunDirectory(path)
+    config = run.config()
+    with pytest.raises(CheckpointError, match=r"step-40.*damaged.*another with --step"):
+        find_checkpoint(run, config, 40)
+    shutil.rmtree(path / "checkpoints/step-20")
+    with pytest.raises(CheckpointError, match="damaged"):
+        find_checkpoint(run, config, None)
+    shutil.rmtree(path / "checkpoints")
+    with pytest.raises(CheckpointError, match="the checkpoints are gone"):
+        find_checkpoint(run, config, None)
+    (path / "DONE").unlink()
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_checkpoint(run, config, None)
 
 
-def test_other_data_are_refused(copy):
-    home, run = copy
+def test_other_data_are_refused(trained, ending):
+    home, run, _ = trained
     text = home / "text.jsonl"
     original = text.read_text()
     try:
         write_text(text, seed=1)
-        assert "the run began with data" in refusal(run, cwd=home, code=6)
+        assert "the run began with data" in ending(run, code=6)
     finally:
         text.write_text(original)
 
 
 def test_a_stop_signal_ends_it_without_a_trace(copy, monkeypatch):
-    from dsv3.train import evaluation_attempt, evaluator
-
     home, run = copy
     before = files(run / "evaluations")
     monkeypatch.chdir(home)
@@ -219,9 +235,6 @@ def test_a_stop_signal_ends_it_without_a_trace(copy, monkeypatch):
 
 
 def test_a_checkpoint_that_goes_while_it_is_read(copy):
-    from dsv3.train.build import build_model, choose_device
-    from dsv3.train.weights import find_checkpoint, load_weights
-
     _, path = copy
     run = RunDirectory(path)
     config = run.config()
@@ -229,16 +242,11 @@ def test_a_checkpoint_that_goes_while_it_is_read(copy):
     assert skipped == []
     model = build_model(config, choose_device(config))
     shutil.rmtree(checkpoint.path)
-    with pytest.raises(CheckpointError, match="was removed while it was read.*evaluate again"):
+    with pytest.raises(CheckpointError, match=r"was removed while it was read.*evaluate again"):
         load_weights(checkpoint, model, config)
 
 
 def test_weights_are_those_of_the_checkpoint(trained):
-    import torch
-
-    from dsv3.train.build import build_model
-    from dsv3.train.weights import find_checkpoint, load_weights
-
     _, path, _ = trained
     run = RunDirectory(path)
     config = run.config()

@@ -17,6 +17,7 @@ from dsv3 import cli
 from dsv3.config.compose import compose
 from dsv3.errors import CheckpointError
 from dsv3.runs.directory import RunDirectory
+from dsv3.runs.lock import RunLock
 from dsv3.train import evaluation_attempt, evaluator
 from dsv3.train.build import build_model, choose_device
 from dsv3.train.weights import find_checkpoint, load_weights
@@ -144,7 +145,8 @@ def test_what_people_see(trained, monkeypatch, capfd):
 def test_another_set_or_other_arithmetic_lies_beside_the_runs_own(copy, ending):
     _, run = copy
     own = files(run / "evaluations/step-40")
-    ending(run, "evaluation.sequences=4", code=0)
+    with RunLock(run / "lock"):  # as if it were training
+        ending(run, "evaluation.sequences=4", code=0)
     ending(run, "launcher.threads_per_rank=2", code=0)
     assert files(run / "evaluations/step-40") == own
     apart = {path.name for path in (run / "evaluations").iterdir()} - {"step-20", "step-40"}

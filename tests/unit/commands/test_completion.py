@@ -48,6 +48,12 @@ COMMAND = typer.main.get_command(cli.app)
         ("train seed=", []),
         ("train nothing=", []),
         ("doctor x", []),
+        ("ev", ["eval"]),
+        ("eval ru", []),
+        ("eval runs/x evaluation.s", ["evaluation.sequences="]),
+        ("eval runs/x launcher.device=c", ["launcher.device=cpu", "launcher.device=cuda"]),
+        ("eval runs/x --step 3 r", ["run_root="]),
+        ("eval runs/x model.", []),
     ],
 )
 def test_candidates(line: str, expected: list[str]) -> None:

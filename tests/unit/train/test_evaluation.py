@@ -128,7 +128,7 @@ def small():
     return build_model(config, CPU)
 
 
-def test_evaluation_leaves_training_as_it_was_and_repeats_to_the_bit(small):
+def test_evaluation_excludes_mtp_leaves_training_as_it_was_and_repeats_to_the_bit(small):
     draw = np.random.default_rng(0)
     samples = [sample("ab"[n % 2], draw.integers(0, 64, 17), 20) for n in range(6)]
     moe = next(iter(small.moe_layers().values()))

@@ -102,8 +102,9 @@ def test_the_record_averages_over_layers():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
 def test_acceptance_weighs_every_sequence_alike(batch_size):
-    record = evaluate(FakeModel(), SAMPLES, batch_size, CPU, mtp_depth=2).record()
-    assert record["mtp_acceptance"] == pytest.approx([0.2, 0.1], rel=1e-6)  # 2 fives of 10
+    samples = [*SAMPLES[:4], SAMPLES[3]]
+    record = evaluate(FakeModel(), samples, batch_size, CPU, mtp_depth=2).record()
+    assert record["mtp_acceptance"] == pytest.approx([0.3, 0.15], rel=1e-6)  # 3 fives of 10
 
 
 def test_a_model_without_experts_has_no_load():

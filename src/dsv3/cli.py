@@ -128,6 +128,31 @@ def plan(
     return _call("plan", "plan", overrides or [], **options, as_json=as_json)
 
 
+@app.command("eval")
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run directory, or the id of a run below run_root."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Of evaluation and launcher only, e.g. evaluation.sequences=256; and run_root, "
+            "where to look for an id.",
+            show_default=False,
+        ),
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=0, help="The checkpoint of this step, not the newest."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Evaluate a run, also one that is training: loss, bits per byte, load of the experts."""
+    return _call("evaluate", "evaluate", run, overrides or [], step=step, as_json=as_json)
+
+
 @config_app.command("show")
 def config_show(
     overrides: Overrides = None,

@@ -68,6 +68,12 @@ def wait_for_rank(run: Path, step: int, process) -> int:
     raise AssertionError(f"step {step} was never reached: {process.communicate()}")
 
 
+def evaluations(run: Path) -> dict[str, bytes]:
+    found = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in run.glob("evaluations/*/*")}
+    assert len(found) == 2 * STEPS // 25
+    return found
+
+
 @contextmanager
 def paused(words, cwd, run: Path, step: int):
     """Train until soon after `step` and halt the rank: it cannot end before it is sent a signal."""
@@ -139,6 +145,7 @@ def test_interrupted_equals_uninterrupted(reference, interrupted):
     assert result["trained"]
     reference_run = Path(home, whole["directory"])
     assert metrics(run) == metrics(reference_run)
+    assert evaluations(run) == evaluations(reference_run)
     last = f"checkpoints/step-{STEPS}"
     assert tensors(run / last) == tensors(reference_run / last)
     timeless = {"finished_at", "last_attempt_s"}

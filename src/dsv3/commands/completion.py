@@ -82,11 +82,22 @@ def _words(verb: Any, typed: str, before: Sequence[str]) -> list[str]:
         return _starting(typed, [name for name, one in verb.commands.items() if not one.hidden])
     if verb.name == "completion":
         return _starting(typed, SCRIPTS)
+    if verb.name == "eval":
+        return _of_evaluation(typed, before)
     groups = catalogue(_config_dir(before))
     if verb.name == "ls":
         return _starting(typed, groups)
     takes_overrides = any(parameter.name in TAKES_OVERRIDES for parameter in verb.params)
     return override_candidates(typed, groups) if takes_overrides else []
+
+
+def _of_evaluation(typed: str, before: Sequence[str]) -> list[str]:
+    """What `eval` may change; its first word is a directory, which the shell completes."""
+    given = [word for word in before if not word.startswith("-") and not word.isdecimal()]
+    if given == ["eval"] and "=" not in typed:
+        return []
+    allowed = ("evaluation.", "launcher.", "run_root=")
+    return [word for word in override_candidates(typed, {}) if word.startswith(allowed)]
 
 
 def override_candidates(typed: str, groups: Catalogue) -> list[str]:

@@ -1,4 +1,4 @@
-"""Starts the rank of a run on this machine, passes signals on to it and waits for it."""
+"""Starts a rank or an evaluation on this machine, passes signals on to it and waits for it."""
 
 import contextlib
 import os
@@ -15,7 +15,13 @@ from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
 from dsv3.machine import usable_cores
 from dsv3.runs.directory import RunDirectory
-from dsv3.runs.rank import LAUNCHER_PID_VARIABLE, RANK_MODULE, RankArguments
+from dsv3.runs.rank import (
+    EVALUATION_MODULE,
+    LAUNCHER_PID_VARIABLE,
+    RANK_MODULE,
+    EvaluationArguments,
+    RankArguments,
+)
 from dsv3.runs.records import EventLog
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -105,18 +111,40 @@ def launch(run_dir: Path, config: RunConfig, *, quiet: bool = False) -> int:
     """
     run = RunDirectory(run_dir)
     arguments = RankArguments(run_dir, run.config_file(config), quiet)
-    command = [sys.executable, "-P", "-m", RANK_MODULE, *arguments.to_argv()]
-    with _signals_as_bytes() as signals:
-        child = _start(command, rank_environment(config, os.environ))
-        code = _wait(child, signals)
+    code = _run(RANK_MODULE, arguments.to_argv(), config)
     if code < 0:
         name = signal.Signals(-code).name
         with contextlib.suppress(CapacityError), EventLog(run.events_path) as events:
             events.event("rank_lost", rank=0, signal=name)
-        raise RankLostError(_rank_lost(run, name))
+        remedy = "ask for the same run again: it goes on from its last checkpoint"
+        raise RankLostError(_lost(run, "rank 0", name, "rank-0.log", remedy))
     if code == 1:
         raise Dsv3Error(f"rank 0 of {run.path} ended without a named error; see what it printed")
     return code
+
+
+def launch_evaluation(arguments: EvaluationArguments, config: RunConfig) -> int:
+    """Run an evaluation to its end, in the environment a rank has, and return its exit code.
+
+    Signals and errors as in `launch`.
+    """
+    run = RunDirectory(arguments.run_dir)
+    code = _run(EVALUATION_MODULE, arguments.to_argv(), config)
+    if code < 0:
+        name = signal.Signals(-code).name
+        lost = _lost(run, "the evaluation", name, "evaluation.log", "evaluate again")
+        raise RankLostError(lost)
+    if code == 1:
+        raise Dsv3Error(f"the evaluation of {run.path} ended without a named error")
+    return code
+
+
+def _run(module: str, argv: list[str], config: RunConfig) -> int:
+    """Exit code of `python -m module argv`, negative if a signal killed it."""
+    command = [sys.executable, "-P", "-m", module, *argv]
+    with _signals_as_bytes() as signals:
+        child = _start(command, rank_environment(config, os.environ))
+        return _wait(child, signals)
 
 
 def _start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -182,14 +210,11 @@ def _sent_by_terminal(number: int) -> bool:
         os.close(terminal)
 
 
-def _rank_lost(run: RunDirectory, signal_name: str) -> Problem:
+def _lost(run: RunDirectory, who: str, signal_name: str, log: str, remedy: str) -> Problem:
     memory = (
         " (if nobody did that, the kernel ran out of memory: lower schedule.micro_batch_size)"
         if signal_name == "SIGKILL"
         else ""
     )
-    return Problem(
-        str(run.path),
-        f"rank 0 was killed by {signal_name}{memory}; its log: {run.logs / 'rank-0.log'}",
-        "ask for the same run again: it goes on from its last checkpoint",
-    )
+    rule = f"{who} was killed by {signal_name}{memory}; its log: {run.logs / log}"
+    return Problem(str(run.path), rule, remedy)

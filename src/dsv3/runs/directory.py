@@ -8,6 +8,7 @@ configs/*.yaml    configurations of later starts (another layout, say), by conte
 attempts.jsonl    one line per start of the ranks: provenance, and what differs from config.yaml
 metrics.jsonl     one line per step and evaluation
 events.jsonl      what happened
+evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
 lock              held by rank 0 while it lives
 DONE | FAILED     the result, or the failure, as JSON
@@ -94,6 +95,7 @@ class RunDirectory:
         self.metrics_path = path / "metrics.jsonl"
         self.events_path = path / "events.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "evaluations"
         self.logs = path / "logs"
         self.lock_path = path / "lock"
         self.done_path = path / "DONE"
@@ -150,6 +152,21 @@ class RunDirectory:
             write_atomically(self.path / name, text)
         return name
 
+    def latest_config(self) -> RunConfig:
+        """The configuration of the last start of the ranks, or the frozen one before any."""
+        attempts = self.attempts()
+        file = attempts[-1].get("config") if attempts else None
+        return self.config() if file is None else self.config(str(file))
+
+    def evaluation(self, step: int, sequences: int) -> Path:
+        """Directory of the evaluation after `step` on `evaluation.sequences` = `sequences`.
+
+        One on another set than config.yaml names lies apart: it never replaces the run's own.
+        """
+        own = self.config().evaluation.sequences
+        apart = "" if sequences == own else f"-sequences-{sequences}"
+        return self.evaluations / f"step-{step}{apart}"
+
     def provenance(self) -> dict[str, Any]:
         """What was written at the first start."""
         return read_json(self.provenance_path)
@@ -188,7 +205,8 @@ class RunDirectory:
         with LineLog(self.attempts_path) as log:
             attempt = 1 + len(self.attempts())
             changed = _changed(self.config(), config)
-            log.append({"attempt": attempt, **provenance.record, "changed": changed})
+            ran = {"config": self.config_file(config), "changed": changed}
+            log.append({"attempt": attempt, **provenance.record, **ran})
             log.sync()
         if provenance.diff_file is not None:
             write_atomically(self.path / provenance.diff_file, provenance.diff)

@@ -69,6 +69,7 @@ def _train(
     length = config.schedule.sequence_length
     held_out = validation_samples(prepared, length, config.evaluation.sequences)
     trainer = Trainer(
+        run=run,
         config=config,
         device=device,
         model=model,

@@ -48,9 +48,16 @@ class Lines:
     """A plain line for the first step, the last one, and every few seconds between them."""
 
     def __init__(
-        self, stream: TextIO, *, total_steps: int, done_steps: int, clock: Callable[[], float]
+        self,
+        stream: TextIO,
+        *,
+        total_steps: int,
+        done_steps: int,
+        clock: Callable[[], float],
+        unit: str,
     ) -> None:
         self._stream = stream
+        self._unit = unit
         self._total_steps = total_steps
         self._first_step = done_steps + 1
         self._clock = clock
@@ -66,8 +73,8 @@ class Lines:
             return
         self._shown_at_s = now_s
         self.note(
-            f"step {step}/{self._total_steps}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
-            f"{self._remaining(step, now_s)}"
+            f"{self._unit} {step}/{self._total_steps}  loss {loss:.4f}"
+            f"  {tokens_per_second:,.0f} tokens/s{self._remaining(step, now_s)}"
         )
 
     def note(self, text: str) -> None:
@@ -89,13 +96,19 @@ class Bar:
     """A progress bar, redrawn by the steps themselves; no thread of its own."""
 
     def __init__(
-        self, stream: TextIO, *, total_steps: int, done_steps: int, clock: Callable[[], float]
+        self,
+        stream: TextIO,
+        *,
+        total_steps: int,
+        done_steps: int,
+        clock: Callable[[], float],
+        unit: str,
     ) -> None:
         self._clock = clock
         self._total_steps = total_steps
         self._drawn_at_s = -_REDRAW_EVERY_S + clock()
         self._progress = Progress(
-            TextColumn("step"),
+            TextColumn(unit),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
             TextColumn("loss {task.fields[loss]}"),
@@ -134,16 +147,20 @@ def open_console(
     total_steps: int,
     done_steps: int,
     quiet: bool = False,
+    unit: str = "step",
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Presenter:
-    """The presenter for where `stream` (stderr) goes; `done_steps` of a resumed run are behind."""
+    """The presenter for where `stream` (stderr) goes; `done_steps` of a resumed run are behind.
+
+    `unit` is what is counted: steps, or the batches of an evaluation.
+    """
     stream = sys.stderr if stream is None else stream
     if quiet:
         return Quiet()
     is_terminal = stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb"}
     kind = Bar if is_terminal else Lines
-    return kind(stream, total_steps=total_steps, done_steps=done_steps, clock=clock)
+    return kind(stream, total_steps=total_steps, done_steps=done_steps, clock=clock, unit=unit)
 
 
 def _survive_closed(show: Callable[[], object]) -> None:

@@ -13,9 +13,11 @@ from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.health import NonFiniteError
 from dsv3.model.transformer import Transformer
 from dsv3.plan.scheduled import in_force
+from dsv3.runs.directory import RunDirectory
 from dsv3.train.balancing import count_batch, keep_for_next_step, take_load, update_biases
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
+from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_non_finite_loss, stopped_by
 from dsv3.train.position import Position
 from dsv3.train.reporter import Record, Reporter
@@ -26,6 +28,7 @@ from dsv3.train.signals import StopRequest
 class Trainer:
     """Everything a rank trains with."""
 
+    run: RunDirectory
     config: RunConfig
     device: torch.device
     model: Transformer
@@ -98,11 +101,15 @@ def train_step(trainer: Trainer) -> Record:
 
 
 def evaluate_now(trainer: Trainer) -> Evaluation:
-    """Evaluate at the current position and report it."""
-    batch_size = trainer.config.schedule.micro_batch_size
+    """Evaluate at the current position, write its files and report it."""
+    config, device = trainer.config, trainer.device
+    batch_size, depth = config.schedule.micro_batch_size, config.mtp.num_nextn_predict_layers
     with trainer.engine.evaluating():
-        evaluation = evaluate(trainer.model, trainer.validation, batch_size, trainer.device)
+        evaluation = evaluate(
+            trainer.model, trainer.validation, batch_size, device, mtp_depth=depth
+        )
     refuse_non_finite_loss(evaluation.loss, trainer.position, trainer.checkpoints.newest)
+    save_evaluation(trainer.run, config, device, trainer.position, evaluation, by_training=True)
     line = {"kind": "eval", "step": trainer.position.step, "tokens": trainer.position.tokens}
     trainer.reporter.evaluation(line | evaluation.record())
     return evaluation

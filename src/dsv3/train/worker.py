@@ -53,7 +53,7 @@ def _attempt(run: RunDirectory, arguments: RankArguments, stop: StopRequest, loc
         raise
     except Exception as error:
         logger.exception("the end of this rank")
-        failure = _capacity(error)
+        failure = capacity_error(error)
         if failure is None:
             what = f"a defect of dsv3: {type(error).__name__}: {error}"
             log = run.logs / LOG_NAME
@@ -62,7 +62,7 @@ def _attempt(run: RunDirectory, arguments: RankArguments, stop: StopRequest, loc
         raise failure from error
 
 
-def _capacity(error: Exception) -> Dsv3Error | None:
+def capacity_error(error: Exception) -> Dsv3Error | None:
     """The error for what this machine is too small for; None if that is not what happened."""
     if isinstance(error, OSError):
         return refused(error)
@@ -89,9 +89,9 @@ def _say(error: Dsv3Error) -> None:
         sys.stderr.writelines(f"{line}\n" for line in error.lines())
 
 
-def log_to_file(run: RunDirectory) -> None:
-    """Send log lines, warnings and the stacks of a crash to logs/rank-0.log."""
-    path = run.logs / LOG_NAME
+def log_to_file(run: RunDirectory, name: str = LOG_NAME) -> None:
+    """Send log lines, warnings and the stacks of a crash to a file in logs/."""
+    path = run.logs / name
     try:
         path.parent.mkdir(exist_ok=True)
         file = path.open("a", encoding="utf-8", buffering=1)

@@ -31,6 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         "train": ["train"],
         "plan": ["plan"],
         "doctor": ["doctor"],
+        "evaluate": ["evaluate"],
         "data": ["prepare", "inspect"],
     }.items():
         fake = SimpleNamespace(**{verb: noting(f"{module}.{verb}") for verb in verbs})
@@ -84,6 +85,14 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
             ("data.prepare", (["data=jsonl"],), {"config_dir": None, "as_json": False}),
         ),
         (["data", "inspect"], ("data.inspect", ([],), {"config_dir": None, "as_json": False})),
+        (
+            ["eval", "runs/x", "--step", "3", "evaluation.sequences=4"],
+            (
+                "evaluate.evaluate",
+                ("runs/x", ["evaluation.sequences=4"]),
+                {"step": 3, "as_json": False},
+            ),
+        ),
         (["doctor", "--json"], ("doctor.doctor", (), {"as_json": True})),
     ],
 )

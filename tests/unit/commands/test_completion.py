@@ -13,6 +13,10 @@ from dsv3 import cli
 from dsv3.commands.completion import SCRIPTS, candidates
 from dsv3.config.options import catalogue
 
+ARMS = [
+    f"balance={arm}"
+    for arm in ("aux_batch", "aux_free", "aux_free_seq", "aux_loss", "aux_loss_v2", "none")
+]
 COMMAND = typer.main.get_command(cli.app)
 
 
@@ -34,8 +38,8 @@ COMMAND = typer.main.get_command(cli.app)
         ("train schedule.lr", ["schedule.lr=", "schedule.lr_curve."]),
         ("train schedule.lr_curve.", ["schedule.lr_curve.start=", "schedule.lr_curve.phases="]),
         ("train model=moe_n", ["model=moe_nano"]),
-        ("plan balance=", ["balance=aux_free", "balance=none"]),
-        ("train balance=none,", ["balance=none,aux_free", "balance=none,none"]),
+        ("plan balance=", ARMS),
+        ("train balance=none,", [f"balance=none,{arm[8:]}" for arm in ARMS]),
         ("train balancing=n", ["balancing=none"]),
         ("train launcher.device=c", ["launcher.device=cpu", "launcher.device=cuda"]),
         (
@@ -52,6 +56,12 @@ COMMAND = typer.main.get_command(cli.app)
         ("train seed=", []),
         ("train nothing=", []),
         ("doctor x", []),
+        ("ev", ["eval"]),
+        ("eval ru", []),
+        ("eval runs/x evaluation.s", ["evaluation.sequences="]),
+        ("eval runs/x launcher.device=c", ["launcher.device=cpu", "launcher.device=cuda"]),
+        ("eval runs/x --step 3 r", ["run_root="]),
+        ("eval runs/x model.", []),
     ],
 )
 def test_candidates(line: str, expected: list[str]) -> None:
@@ -84,7 +94,7 @@ def test_scripts(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["dsv3", "train", "balance="], ["balance=aux_free", "balance=none"]),
+        (["dsv3", "train", "balance="], ARMS),
         (["dsv3", "train", "-m", "schedule.tot"], ["schedule.total_tokens="]),
         (["dsv3", "train", "x=y", "--dry"], ["--dry-run"]),
     ],

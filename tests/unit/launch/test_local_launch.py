@@ -15,9 +15,16 @@ import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, RankLostError
 from dsv3.launch import local
-from dsv3.launch.local import launch, rank_environment, refuse_several_ranks, threads_per_rank
+from dsv3.launch.local import (
+    launch,
+    launch_evaluation,
+    rank_environment,
+    refuse_several_ranks,
+    threads_per_rank,
+)
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
+from dsv3.runs.rank import EvaluationArguments
 from dsv3.runs.records import read_lines
 
 # A rank that does no work: says what it sees, then waits to be asked to stop.
@@ -124,6 +131,26 @@ def test_a_rank_sees_its_run_and_an_environment_of_its_own(
     assert seen["DSV3_LAUNCHER_PID"] == str(os.getpid())
     assert seen["KEPT"] == "yes"
     assert "RANK" not in seen and "TORCHELASTIC_RUN_ID" not in seen
+
+
+@pytest.mark.parametrize("action", ["exit4", "exit1", "die9"])
+def test_how_an_evaluation_ended(
+    run: RunDirectory, config: RunConfig, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(local, "EVALUATION_MODULE", "a_rank")
+    # The stand-in parses the arguments of a rank.
+    monkeypatch.setattr(EvaluationArguments, "to_argv", lambda self: [str(self.run_dir)])
+    monkeypatch.setenv("ACTION", action)
+    report = run.path / "report.json"
+    arguments = EvaluationArguments(run.path, "config.yaml", report, None, quiet=True)
+    if action == "exit4":
+        assert launch_evaluation(arguments, config) == 4
+        return
+    expected = "evaluation.log; evaluate again" if action == "die9" else "without a named error"
+    with pytest.raises(Dsv3Error, match=expected) as raised:
+        launch_evaluation(arguments, config)
+    assert isinstance(raised.value, RankLostError) == (action == "die9")
+    assert not run.events_path.exists(), "nothing has happened to the run"
 
 
 def test_memory_is_kept_as_asked_and_the_user_wins(config: RunConfig) -> None:

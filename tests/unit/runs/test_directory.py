@@ -179,6 +179,8 @@ def test_attempts_are_counted_under_the_lock_and_say_what_differs(config: RunCon
     first, second = run.attempts()
     assert (first["attempt"], first["changed"]) == (1, {})
     assert (second["attempt"], second["changed"]) == (2, {"schedule.micro_batch_size": 2})
+    assert run.config().schedule.micro_batch_size != 2
+    assert run.latest_config().schedule.micro_batch_size == 2
     assert len(list(run.path.glob("source-*.diff"))) == 1
     assert run.failure() is None, "a new attempt forgets the failure"
     with lock, pytest.raises(DataError):
@@ -314,3 +316,11 @@ def test_a_run_root_of_another_owner_is_refused(tmp_path: Path, name: str) -> No
     assert finished.returncode == 3, finished.stdout + finished.stderr
     assert "permission denied; make it writable" in finished.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_on_another_set_has_a_directory_of_its_own(config: RunConfig) -> None:
+    run = create(config)
+    assert run.latest_config() == run.config()
+    own = config.evaluation.sequences
+    assert run.evaluation(40, own) == run.evaluations / "step-40"
+    assert run.evaluation(40, own + 1) == run.evaluations / f"step-40-sequences-{own + 1}"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3.runs.rank import RankArguments
+from dsv3.runs.rank import EvaluationArguments, RankArguments
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -16,3 +16,10 @@ def test_the_frozen_configuration_is_the_default() -> None:
     assert RankArguments.from_argv(["runs/x"]) == RankArguments(
         Path("runs/x"), "config.yaml", False
     )
+
+
+@pytest.mark.parametrize("step", [None, 0, 40])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_arguments_of_an_evaluation_survive_too(step: int | None, quiet: bool) -> None:
+    arguments = EvaluationArguments(Path("a b"), "config.yaml", Path("/tmp/r"), step, quiet)
+    assert EvaluationArguments.from_argv(arguments.to_argv()) == arguments

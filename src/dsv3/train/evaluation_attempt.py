@@ -1,0 +1,89 @@
+"""One evaluation of a run from the outside: from its checkpoint to the files."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dsv3.config.root import RunConfig
+from dsv3.data.prepare import prepare
+from dsv3.data.samples import ValidationSample, validation_samples
+from dsv3.model.transformer import Transformer
+from dsv3.runs.directory import RunDirectory
+from dsv3.runs.rank import EvaluationArguments
+from dsv3.train.build import build_model, choose_device
+from dsv3.train.console import Presenter, open_console
+from dsv3.train.evaluation import Evaluation, evaluate
+from dsv3.train.evaluation_files import save_evaluation
+from dsv3.train.health import refuse_non_finite_loss
+from dsv3.train.position import Position
+from dsv3.train.weights import find_checkpoint, load_weights
+
+
+def evaluate_run(
+    run: RunDirectory, arguments: EvaluationArguments, check: Callable[[], None]
+) -> Path:
+    """Evaluate the weights of a checkpoint as the run itself would; returns where it is written.
+
+    `check` is called between the parts of the work and may raise to end it. Raises CheckpointError
+    without a good checkpoint, DataError if the data are not the run's, NumericHealthError if the
+    loss is not finite.
+    """
+    config = run.config(arguments.config_file)
+    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=_silent)
+    run.check_frozen(prepared.fingerprint)
+    length = config.schedule.sequence_length
+    samples = validation_samples(prepared, length, config.evaluation.sequences)
+    batches = math.ceil(len(samples) / config.schedule.micro_batch_size)
+    shown = open_console(total_steps=batches, done_steps=0, quiet=arguments.quiet, unit="batch")
+    check()
+    try:
+        checkpoint, skipped = find_checkpoint(run, config, arguments.step)
+        for text in skipped:
+            shown.note(f"passed over a checkpoint: {text}")
+        shown.note(f"evaluating {checkpoint.path}")
+        check()
+        device = choose_device(config)
+        model = build_model(config, device)
+        load_weights(checkpoint, model, config)
+        position = Position.from_state(checkpoint.state["position"])
+        evaluation = _evaluate(model, samples, config, device, shown, check)
+    finally:
+        shown.close()
+    refuse_non_finite_loss(evaluation.loss, position, None)
+    return save_evaluation(run, config, device, position, evaluation, by_training=False)
+
+
+def _evaluate(
+    model: Transformer,
+    samples: list[ValidationSample],
+    config: RunConfig,
+    device: torch.device,
+    shown: Presenter,
+    check: Callable[[], None],
+) -> Evaluation:
+    began_s = time.monotonic()
+
+    def on_batch(done: int, loss: float) -> None:
+        check()
+        sequences = min(done * config.schedule.micro_batch_size, len(samples))
+        tokens = sequences * config.schedule.sequence_length
+        speed = tokens / max(time.monotonic() - began_s, 1e-9)
+        shown.step(done, loss=loss, tokens_per_second=speed)
+
+    model.eval()
+    with torch.no_grad():
+        return evaluate(
+            model,
+            samples,
+            config.schedule.micro_batch_size,
+            device,
+            mtp_depth=config.mtp.num_nextn_predict_layers,
+            on_batch=on_batch,
+        )
+
+
+def _silent(_stage: str, _done: int, _total: int | None) -> None:
+    """The launching process has shown the preparation already."""

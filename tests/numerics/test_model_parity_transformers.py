@@ -49,7 +49,12 @@ BASE = {
     "rope_scaling": None,
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.05,
-    "aux_loss_coeffs": {"sequence": 0.0, "device": 0.0, "communication": 0.0},
+    "balance_strengths": {
+        "bias_update_speed": 0.0,
+        "sequence": 0.0,
+        "device": 0.0,
+        "communication": 0.0,
+    },
 }
 VARIANTS = {
     "plain": {},

@@ -16,12 +16,10 @@ class YarnConfig(Section):
     mscale_all_dim: float = field("The same, applied to the whole softmax scale.", ge=0)
 
 
-class AuxLossCoeffs(Section):
-    """Strengths of the balance losses published for a model's scale.
+class BalanceStrengths(Section):
+    """What the arms of `balance` take from the scale of the model they balance."""
 
-    Arms of `balance` that train with a loss take theirs from here.
-    """
-
+    bias_update_speed: float = field("Step of the expert bias (gamma).", ge=0)
     sequence: float = field("Loss per sequence (alpha; alpha_1 of V2).", ge=0)
     device: float = field("V2's device-level loss (alpha_2).", ge=0)
     communication: float = field("V2's communication loss (alpha_3).", ge=0)
@@ -56,7 +54,7 @@ class ModelConfig(Section):
     rope_scaling: YarnConfig | None = field("YaRN context extension; null in pre-training.")
     rms_norm_eps: float = field("Epsilon inside every RMSNorm.", gt=0)
     initializer_range: float = field("Standard deviation of the initial weights.", gt=0)
-    aux_loss_coeffs: AuxLossCoeffs = field("Published strengths of balance losses, for `balance`.")
+    balance_strengths: BalanceStrengths = field("Strengths at this scale, for `balance`.")
 
     @property
     def qk_head_dim(self) -> int:

@@ -26,7 +26,7 @@ _INCLUDED: dict[str, Any] = {
     "optimizer": True,
 }
 _EXCLUDED: dict[str, Any] = {
-    "model": {"aux_loss_coeffs"},
+    "model": {"balance_strengths"},
     "schedule": {"micro_batch_size"},
     "data": {"cache_dir"},
 }

@@ -44,7 +44,8 @@ parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.zero_stage
 schedule.micro_batch_size
 data.cache_dir
-model.aux_loss_coeffs.sequence model.aux_loss_coeffs.device model.aux_loss_coeffs.communication
+model.balance_strengths.bias_update_speed model.balance_strengths.sequence
+model.balance_strengths.device model.balance_strengths.communication
 evaluation.every_steps evaluation.sequences
 health.window_steps health.lowest_load_entropy health.largest_bias_spread health.largest_saturation
 checkpoint.every_steps checkpoint.keep checkpoint.resume

@@ -123,8 +123,6 @@ class Alarms:
         figures = load_figures(window, biases(self._layers))
         alarms: list[Alarm] = []
         for alarm, rule in RULES.items():
-            if alarm == "saturation" and not self._has_flat_ends():
-                continue
             limit = rule.limit(self._health)
             values = dict(zip(window.layers, figures[rule.figure], strict=True))
             broken = {layer for layer, value in values.items() if rule.broken(value, limit)}
@@ -134,7 +132,3 @@ class Alarms:
                     worst = rule.worst([values[layer] for layer in changed])
                     alarms.append(Alarm(alarm, begins, step, sorted(changed), worst, limit))
         return alarms
-
-    def _has_flat_ends(self) -> bool:
-        """Whether scores near 0 or 1 are stuck: a softmax over many experts is always near 0."""
-        return all(moe.config.scoring_func == "sigmoid" for moe in self._layers.values())

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, cost of the load metrics, speed against the peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load metrics, speed against the peer."""
 
 import argparse
 import json

@@ -7,7 +7,8 @@ expert ids of the step's shapes. The rest is measured where `dsv3 train` does it
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -30,6 +31,8 @@ from dsv3.train.load import load_record, take_load
 MODELS = ("moe_nano", "moe_tiny")
 WARM_UP = 3
 
+Result = TypeVar("Result")
+
 
 class Stopwatch:
     """Seconds of named parts, one entry a step."""
@@ -37,10 +40,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self.taken: dict[str, list[float]] = {}
 
-    def time(self, part: str, call: Callable[[], Any]) -> Any:
+    def time(self, part: str, call: Callable[..., Result], *arguments: Any) -> Result:
         """What `call` returns."""
         begin_s = time.perf_counter()
-        result = call()
+        result = call(*arguments)
         self.taken.setdefault(part, []).append(time.perf_counter() - begin_s)
         return result
 
@@ -61,23 +64,26 @@ def _measure(config: RunConfig, *, rounds: int) -> dict[str, Any]:
     device, watch = torch.device("cpu"), Stopwatch()
     model = build_model(config, device)
     engine = build_engine(model, config, device)
-    layers = model.moe_layers()
+    train, layers = partial(engine.train_step, lr=LR), model.moe_layers()
     routings = _routings(config, list(layers.values()))
     every_step = config.health.model_copy(update={"window_steps": 1})
     windows, judge = Alarms(config.health, layers), Alarms(every_step, layers)
     batches = random_batches(config, count=4)
     for step in range(1, WARM_UP + rounds + 1):
-        batch = batches[step % len(batches)]
-        watch.time("step", lambda batch=batch: engine.train_step([batch], lr=LR))
-        load = watch.time("taking", lambda: take_load(layers))
+        watch.time("step", train, [batches[step % len(batches)]])
+        load = watch.time("taking", take_load, layers)
         update_biases(layers, load, config.balance, 1.0)
-        watch.time("figures", lambda load=load: load_record(load, layers))
-        watch.time("windows", lambda load=load, step=step: windows.after_step(step, load))
-        watch.time("judging", lambda load=load, step=step: judge.after_step(step, load))
-        watch.time("counting", lambda: _count(config, layers.values(), routings))
+        watch.time("figures", load_record, load, layers)
+        watch.time("windows", windows.after_step, step, load)
+        watch.time("judging", judge.after_step, step, load)
+        watch.time("counting", _count, config, list(layers.values()), routings)
         take_load(layers)  # what `_count` counted is no step's
     engine.close()
-    return {"model": config.model.name, "threads": torch.get_num_threads(), **_shares(config, watch)}
+    return {
+        "model": config.model.name,
+        "threads": torch.get_num_threads(),
+        **_shares(config, watch),
+    }
 
 
 def _shares(config: RunConfig, watch: Stopwatch) -> dict[str, Any]:
@@ -113,13 +119,13 @@ def _count(config: RunConfig, moes: Sequence[MoE], routings: Sequence[Routing]) 
 
 def show(result: dict[str, Any]) -> None:
     """Print one model."""
-    table = Table(
-        title=f"load metrics, {result['model']}, {result['threads']} threads:"
-        f" {result['share']:.2%} of a step of {1e3 * result['step_s']:.1f} ms",
-        title_justify="left",
+    console, table = Console(), Table()
+    console.print(
+        f"load metrics, {result['model']}, {result['threads']} threads:"
+        f" {result['share']:.2%} of a step of {1e3 * result['step_s']:.1f} ms"
     )
     for column in ("", "us a step", "share"):
         table.add_column(column, justify="left" if column == "" else "right")
     for part, cost in result["parts"].items():
         table.add_row(part, f"{1e6 * cost['s']:.0f}", f"{cost['share']:.2%}")
-    Console().print(table)
+    console.print(table)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.train.fake_layers import layer, model_of
 
 from dsv3.config.health import HealthConfig
 from dsv3.train.alarms import RULES, Alarm, Alarms
 from dsv3.train.load import take_load
+from unit.train.fake_layers import layer, model_of
 
 EXPERTS = 4
 
@@ -151,7 +151,12 @@ def test_collapse_names_the_layer_and_the_value_once():
 
 def test_an_expert_is_dead_only_if_no_step_of_the_window_used_it():
     run, three = Run(health(), layers=1), ([1, 1, 1, 0], 0, [0.0] * 4)
-    quiet = [steps(run, 4, three), steps(run, 1, even()), steps(run, 1, even()), steps(run, 4, three)]
+    quiet = [
+        steps(run, 4, three),
+        steps(run, 1, even()),
+        steps(run, 1, even()),
+        steps(run, 4, three),
+    ]
     assert quiet == [[], [], [], []]
     [alarm] = steps(run, 5, three)
     assert (alarm.alarm, alarm.value, alarm.limit) == ("dead_expert", 1, 0)

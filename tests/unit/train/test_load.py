@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.train.fake_layers import layer, model_of
 
 from dsv3.train.load import (
     PER_LAYER,
@@ -20,6 +19,7 @@ from dsv3.train.load import (
     max_violation,
     take_load,
 )
+from unit.train.fake_layers import layer, model_of
 
 # Counts are integers: what is compared differs by a few roundings of FP64.
 EXACT = 1e-12

@@ -21,6 +21,13 @@ STEPS = 150
 # rank: nothing is saved, and what it did since its last checkpoint has to be done again.
 CUTS = {"SIGTERM": 85, "SIGINT": 130, "SIGKILL": 8}
 
+# Limits that make alarms come and go, in windows that a kill and its checkpoint (step 80) cut.
+ALARMED = {
+    "health__window_steps": 3,
+    "health__lowest_load_entropy": 0.48,
+    "health__largest_bias_spread": 0.02,
+}
+
 
 @dataclass
 class Ended:
@@ -62,6 +69,13 @@ def wait_for_rank(run: Path, step: int, process) -> int:
     raise AssertionError(f"step {step} was never reached: {process.communicate()}")
 
 
+def alarms(run: Path) -> list[str]:
+    """The alarms in events.jsonl, as lines without the time of day."""
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    found = [line for line in lines if line["event"].startswith("alarm")]
+    return [json.dumps({k: v for k, v in line.items() if k != "time"}) for line in found]
+
+
 @contextmanager
 def paused(words, cwd, run: Path, step: int):
     """Train until soon after `step` and halt the rank: it cannot end before it is sent a signal."""
@@ -83,7 +97,7 @@ def paused(words, cwd, run: Path, step: int):
 def reference(tmp_path_factory):
     """One uninterrupted run, and the words that ask for it."""
     home = tmp_path_factory.mktemp("reference")
-    words = overrides(write_text(home / "text.jsonl"), steps=STEPS)
+    words = overrides(write_text(home / "text.jsonl"), steps=STEPS, **ALARMED)
     return words, finish([*words, "run_root=whole"], home), home
 
 
@@ -144,6 +158,9 @@ def test_interrupted_equals_uninterrupted(reference, interrupted):
     assert begun[:3] == [0, ended["SIGTERM"].step, ended["SIGINT"].step]
     assert begun[3] % CHECKPOINT_EVERY == 0
     assert 0 <= ended["SIGKILL"].step - begun[3] <= CHECKPOINT_EVERY
+    # What was done twice after the SIGKILL was said twice.
+    assert set(alarms(run)) == set(alarms(reference_run))
+    assert {"alarm", "alarm_over"} <= {json.loads(line)["event"] for line in alarms(run)}
 
 
 def test_asked_again_nothing_trains(reference):

@@ -104,7 +104,6 @@ class Alarms:
     def state(self) -> JsonObject:
         """JSON for the checkpoint: the sums of the window so far, and the alarms that are on."""
         return {
-            "window_steps": self._health.window_steps,
             "steps": self._steps,
             "counts": None if self._window is None else self._window.counts(),
             "active": {alarm: sorted(layers) for alarm, layers in self._active.items()},
@@ -112,12 +111,9 @@ class Alarms:
 
     def _restore(self, state: JsonObject) -> None:
         self._active = {alarm: set(state["active"].get(alarm, ())) for alarm in RULES}
-        # Under another length this window began elsewhere: its sums are of no use.
-        if state["counts"] is not None and state["window_steps"] == self._health.window_steps:
-            self._window, self._steps = (
-                Load.of_counts(self._layers, state["counts"]),
-                state["steps"],
-            )
+        if state["counts"] is not None:
+            self._window = Load.of_counts(self._layers, state["counts"])
+            self._steps = state["steps"]
 
     def _judge(self, step: int, window: Load) -> list[Alarm]:
         figures = load_figures(window, biases(self._layers))

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up times, then throughput against the peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load metrics, speed against the peer."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench import startup, throughput
+from bench import load, startup, throughput
 
 
 def main() -> None:
@@ -19,13 +19,18 @@ def main() -> None:
     starts = startup.measure(rounds=3 if options.quick else 9)
     if not options.json:
         _print_starts(starts)
+    loads = []
+    for cost in load.measure(quick=options.quick):
+        loads.append(cost)
+        if not options.json:
+            load.show(cost)
     speeds = []
     for speed in throughput.measure(quick=options.quick):
         speeds.append(speed)
         if not options.json:
             throughput.show(speed)
     if options.json:
-        json.dump({"startup": starts, "throughput": speeds}, sys.stdout, indent=2)
+        json.dump({"startup": starts, "load": loads, "throughput": speeds}, sys.stdout, indent=2)
 
 
 def _print_starts(starts: list[dict[str, object]]) -> None:

@@ -71,7 +71,7 @@ def _measure(config: RunConfig, rounds: int, quick: bool) -> dict[str, Any]:
     load = os.getloadavg()[0]  # threads of others, in the minute before
     schedule = config.schedule
     tokens_per_step = schedule.micro_batch_size * schedule.sequence_length
-    batches = _batches(config, count=4)
+    batches = random_batches(config, count=4)
     experts = _fastest_experts(config, batches)
     modes = (False,) if quick else (False, True)
     sides = [peer_side(config, experts, compiled=compiled) for compiled in modes]
@@ -109,7 +109,8 @@ def _measure(config: RunConfig, rounds: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def _batches(config: RunConfig, *, count: int) -> list[tuple[Tensor, Tensor]]:
+def random_batches(config: RunConfig, *, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Micro batches of random tokens: input ids and labels."""
     generator = torch.Generator().manual_seed(0)
     shape = (config.schedule.micro_batch_size, config.schedule.sequence_length + 1)
     vocab_size = config.model.vocab_size

@@ -21,6 +21,12 @@ STEPS = 150
 # rank: nothing is saved, and what it did since its last checkpoint has to be done again.
 CUTS = {"SIGTERM": 85, "SIGINT": 130, "SIGKILL": 8}
 
+# Limits that make alarms come and go, in windows that a kill and its checkpoint (step 80) cut.
+ALARMED = {
+    "health__window_steps": 3,
+    "health__lowest_load_entropy": 0.48,
+    "health__largest_bias_spread": 0.02,
+}
 # What has state of its own: biases, those of the MTP module too, and the counts of the step before.
 ARMS = {
     "aux_free": ["balance=aux_free", "mtp=depth1"],
@@ -74,6 +80,13 @@ def evaluations(run: Path) -> dict[str, bytes]:
     return found
 
 
+def alarms(run: Path) -> list[str]:
+    """The alarms in events.jsonl, as lines without the time of day."""
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    found = [line for line in lines if line["event"].startswith("alarm")]
+    return [json.dumps({k: v for k, v in line.items() if k != "time"}) for line in found]
+
+
 @contextmanager
 def paused(words, cwd, run: Path, step: int):
     """Train until soon after `step` and halt the rank: it cannot end before it is sent a signal."""
@@ -95,7 +108,8 @@ def paused(words, cwd, run: Path, step: int):
 def reference(request, tmp_path_factory):
     """One uninterrupted run, and the words that ask for it."""
     home = tmp_path_factory.mktemp("reference")
-    words = [*overrides(write_text(home / "text.jsonl"), steps=STEPS), *ARMS[request.param]]
+    alarmed = overrides(write_text(home / "text.jsonl"), steps=STEPS, **ALARMED)
+    words = [*alarmed, *ARMS[request.param]]
     return words, finish([*words, "run_root=whole"], home), home
 
 
@@ -157,6 +171,9 @@ def test_interrupted_equals_uninterrupted(reference, interrupted):
     assert begun[:3] == [0, ended["SIGTERM"].step, ended["SIGINT"].step]
     assert begun[3] % CHECKPOINT_EVERY == 0
     assert 0 <= ended["SIGKILL"].step - begun[3] <= CHECKPOINT_EVERY
+    # What was done twice after the SIGKILL was said twice.
+    assert set(alarms(run)) == set(alarms(reference_run))
+    assert len(set(alarms(run))) > 2
 
 
 def test_asked_again_nothing_trains(reference):

@@ -8,7 +8,7 @@ from dsv3.config.balance import BalanceConfig
 from dsv3.config.model import ModelConfig
 from dsv3.model.attention import LatentAttention
 from dsv3.model.backends import Backend
-from dsv3.model.moe import MLP, Load, MoE, TokenDispatcher
+from dsv3.model.moe import MLP, MoE, PassLoad, TokenDispatcher
 
 
 class Block(nn.Module):
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
     def compute(
         self, hidden_BSD: Tensor, rotation: Tensor
-    ) -> tuple[Tensor, Tensor | None, Load | None]:
+    ) -> tuple[Tensor, Tensor | None, PassLoad | None]:
         """The layer without side effects: hidden states, balance loss, load (None if dense)."""
         hidden_BSD = hidden_BSD + self.self_attn(self.input_layernorm(hidden_BSD), rotation)
         normed_BSD = self.post_attention_layernorm(hidden_BSD)

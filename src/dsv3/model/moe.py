@@ -59,7 +59,7 @@ class MLP(nn.Module):
         return out
 
 
-class Load(NamedTuple):
+class PassLoad(NamedTuple):
     """Where one pass sent its tokens, for the counters and the balance rule; no gradient."""
 
     tokens_per_expert_BE: Tensor  # int64, by sequence
@@ -74,8 +74,7 @@ class MoE(nn.Module):
     """
 
     tokens_per_expert_E: Tensor
-    sequence_peaks: Tensor
-    routed_sequences: Tensor
+    sequence_peaks: Tensor  # the largest count of each sequence, summed over sequences
     saturated_scores: Tensor
     batch_tokens_per_expert_E: Tensor | None
     last_tokens_per_expert_BE: Tensor | None = None
@@ -105,7 +104,7 @@ class MoE(nn.Module):
         self.balance_loss = balance_loss_of(config, balance)
         counts_E = torch.zeros(config.n_routed_experts, dtype=torch.int64)
         self.register_buffer("tokens_per_expert_E", counts_E, persistent=False)
-        for name in ("sequence_peaks", "routed_sequences", "saturated_scores"):
+        for name in ("sequence_peaks", "saturated_scores"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64), persistent=False)
         # Counts of the batch for the loss per global batch, written by the caller before a step.
         # Those of the step before are a part of the training's state.
@@ -119,7 +118,7 @@ class MoE(nn.Module):
         """The router; the files of the hub call it `gate`."""
         return self.gate
 
-    def forward(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor | None, Load]:
+    def forward(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor | None, PassLoad]:
         """The FFN's output, the layer's balance loss if it has one, and where the tokens went.
 
         The caller hands the last to `record`: this function may run twice when activations are
@@ -143,13 +142,12 @@ class MoE(nn.Module):
         if self.balance_loss is not None and self.training and torch.is_grad_enabled():
             loss = self.balance_loss(routing, counts_BE, self.batch_tokens_per_expert_E)
         saturated = count_saturated(routing.scores_TE, self.config.scoring_func)
-        return out_TD.view_as(hidden_BSD), loss, Load(counts_BE, saturated)
+        return out_TD.view_as(hidden_BSD), loss, PassLoad(counts_BE, saturated)
 
-    def record(self, load: Load) -> None:
+    def record(self, load: PassLoad) -> None:
         """Take the load of a pass: in training into the counters, once per pass."""
         self.last_tokens_per_expert_BE = load.tokens_per_expert_BE
         if self.training:
             self.tokens_per_expert_E += load.tokens_per_expert_BE.sum(dim=0)
             self.sequence_peaks += load.tokens_per_expert_BE.amax(dim=1).sum()
-            self.routed_sequences += load.tokens_per_expert_BE.shape[0]
             self.saturated_scores += load.saturated_scores

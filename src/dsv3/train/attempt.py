@@ -15,6 +15,7 @@ from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.provenance import collect
 from dsv3.runs.rank import RankArguments
+from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.loop import Trainer, train_to_end
@@ -59,7 +60,7 @@ def _train(
     model = build_model(config, device)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device)
-    position, skipped = checkpoints.resume(engine)
+    position, alarms, skipped = checkpoints.resume(engine)
     reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
     reporter.event("started", attempt=attempt, step=position.step, skipped_checkpoints=skipped)
     for text in skipped:
@@ -68,11 +69,13 @@ def _train(
         reporter.note(f"going on from {checkpoints.newest}")
     length = config.schedule.sequence_length
     held_out = validation_samples(prepared, length, config.evaluation.sequences)
+    layers = model.moe_layers()
     trainer = Trainer(
         run=run,
         config=config,
         device=device,
         model=model,
+        layers=layers,
         engine=engine,
         samples=TrainingSamples(prepared, length, config.seed),
         validation=held_out,
@@ -80,6 +83,7 @@ def _train(
         reporter=reporter,
         stop=stop,
         position=position,
+        alarms=Alarms(config.health, layers, alarms),
     )
     try:
         evaluation = train_to_end(trainer)

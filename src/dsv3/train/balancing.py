@@ -1,7 +1,6 @@
 """What the load of a step changes: expert biases (report 2.1.2), the loss per global batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,34 +8,7 @@ from torch import Tensor
 from dsv3.config.balance import BalanceConfig, BiasUpdateRule
 from dsv3.model.moe import MoE
 from dsv3.model.transformer import Transformer
-
-
-@dataclass(frozen=True)
-class Load:
-    """Tokens each expert of each MoE layer got in one optimizer step: layer -> int64 [E]."""
-
-    tokens_per_expert: dict[str, Tensor]
-
-    def max_violation(self) -> dict[str, float]:
-        """MaxVio per layer: largest load / mean load - 1 (arXiv 2408.15664, section 4)."""
-        return {name: _max_violation(load_E) for name, load_E in self.tokens_per_expert.items()}
-
-    def dead_experts(self) -> dict[str, int]:
-        """Experts per layer that got no token."""
-        return {name: int((load_E == 0).sum()) for name, load_E in self.tokens_per_expert.items()}
-
-
-def _max_violation(load_E: Tensor) -> float:
-    mean = load_E.double().mean().item()
-    return load_E.max().item() / mean - 1 if mean > 0 else 0.0
-
-
-def take_load(layers: Mapping[str, MoE]) -> Load:
-    """Read the counts of the step that just ended and set them back to zero."""
-    load = Load({name: moe.tokens_per_expert_E.cpu().clone() for name, moe in layers.items()})
-    for moe in layers.values():
-        moe.tokens_per_expert_E.zero_()
-    return load
+from dsv3.train.load import Load, take_load
 
 
 @torch.no_grad()

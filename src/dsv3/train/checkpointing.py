@@ -1,6 +1,6 @@
 """When a run saves and where it goes on: the engine's fragments meet the checkpoint store."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from dsv3.errors import CheckpointError, Problem
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.identity import identity_digest
 from dsv3.runs.records import read_lines
+from dsv3.train.alarms import Alarms
 from dsv3.train.health import refuse_non_finite
 from dsv3.train.position import Position
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
 
 START_ANYWAY = "checkpoint.resume=auto starts the run where there is nothing"
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on: the state of its alarms is None at the start."""
+
+    position: Position
+    alarms: dict[str, Any] | None
+    skipped: list[str]
 
 
 class Checkpoints:
@@ -37,7 +46,7 @@ class Checkpoints:
         self.newest: str | None = None
         self._saved_step: int | None = None
 
-    def resume(self, engine: TrainingEngine) -> tuple[Position, list[str]]:
+    def resume(self, engine: TrainingEngine) -> Resumed:
         """Load the newest good checkpoint; where to go on, and what was passed over and why.
 
         Raises CheckpointError if `checkpoint.resume` or the run's history does not allow what was
@@ -48,13 +57,16 @@ class Checkpoints:
         skipped = [f"{path.name}: {reason}" for path, reason in search.skipped]
         self._refuse(search)
         if search.checkpoint is None:
-            return Position(), skipped
+            return Resumed(Position(), None, skipped)
         checkpoint = search.checkpoint
         self._load(checkpoint, engine)
         self.newest, self._saved_step = str(checkpoint.path), checkpoint.step
-        return Position.from_state(checkpoint.state["position"]), skipped
+        position = Position.from_state(checkpoint.state["position"])
+        return Resumed(position, checkpoint.state["alarms"], skipped)
 
-    def save(self, engine: TrainingEngine, position: Position, reporter: "Reporter") -> None:
+    def save(
+        self, engine: TrainingEngine, position: Position, alarms: Alarms, reporter: "Reporter"
+    ) -> None:
         """Write a checkpoint, unless this position is saved already; keep the newest few.
 
         Raises NumericHealthError if a weight or moment is not finite, CapacityError if the storage
@@ -70,7 +82,7 @@ class Checkpoints:
             optimizer_step=engine.optimizer_step,
             attempt=len(self._run.attempts()),
             layout=self._config.parallelism.model_dump(mode="json"),
-            state={"position": position.state()},
+            state={"position": position.state(), "alarms": alarms.state()},
             rank_state={"random": capture_random_state(self._device)},
         )
         self.newest, self._saved_step = str(path), position.step

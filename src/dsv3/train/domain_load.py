@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv3.model.transformer import Transformer
+from dsv3.train.load import dead_experts, load_entropy, max_violation
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,3 @@ class DomainLoadCounter:
         return DomainLoad(
             self._domains, tuple(self._layers), self._tokens, self._peaks, self._sequences
         )
-
-
-def max_violation(load_E: Tensor) -> float:
-    """Largest load over mean load, minus 1."""
-    total = int(load_E.sum())
-    return int(load_E.max()) * load_E.numel() / total - 1 if total > 0 else 0.0
-
-
-def load_entropy(load_E: Tensor) -> float:
-    """Entropy of the load as a fraction of the even load's: 1 is balanced, 0 is one expert."""
-    share_E = load_E.double() / load_E.sum().clamp(min=1)
-    even = torch.tensor(float(load_E.numel()), dtype=torch.float64).log()
-    return float(torch.special.entr(share_E).sum() / even)
-
-
-def dead_experts(load_E: Tensor) -> int:
-    """Experts that got no token."""
-    return int((load_E == 0).sum())

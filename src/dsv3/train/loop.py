@@ -11,14 +11,17 @@ from dsv3.data.loader import read_batch
 from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.health import NonFiniteError
+from dsv3.model.moe import MoE
 from dsv3.model.transformer import Transformer
 from dsv3.plan.scheduled import in_force
 from dsv3.runs.directory import RunDirectory
-from dsv3.train.balancing import count_batch, keep_for_next_step, take_load, update_biases
+from dsv3.train.alarms import Alarms
+from dsv3.train.balancing import count_batch, keep_for_next_step, update_biases
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_non_finite_loss, stopped_by
+from dsv3.train.load import load_record, take_load
 from dsv3.train.position import Position
 from dsv3.train.reporter import Record, Reporter
 from dsv3.train.signals import StopRequest
@@ -32,6 +35,7 @@ class Trainer:
     config: RunConfig
     device: torch.device
     model: Transformer
+    layers: dict[str, MoE]
     engine: TrainingEngine
     samples: TrainingSamples
     validation: list[ValidationSample]
@@ -39,6 +43,7 @@ class Trainer:
     reporter: Reporter
     stop: StopRequest
     position: Position
+    alarms: Alarms
 
     @property
     def done(self) -> bool:
@@ -60,7 +65,7 @@ def train_to_end(trainer: Trainer) -> Evaluation:
         if every_steps is not None and step % every_steps == 0 and not trainer.done:
             evaluate_now(trainer)
         if step % trainer.config.checkpoint.every_steps == 0 or trainer.done:
-            trainer.checkpoints.save(trainer.engine, trainer.position, trainer.reporter)
+            _save(trainer)
     _stop_if_asked(trainer)
     return evaluate_now(trainer)
 
@@ -68,7 +73,7 @@ def train_to_end(trainer: Trainer) -> Evaluation:
 def train_step(trainer: Trainer) -> Record:
     """One optimizer step over the global batch; returns its line for metrics.jsonl."""
     began_s = time.monotonic()
-    schedule, layers = trainer.config.schedule, trainer.model.moe_layers()
+    schedule, layers = trainer.config.schedule, trainer.layers
     # The step that brings the run to t1 tokens uses every curve at t1: step 1 of a warm-up moves.
     before, after = trainer.position, trainer.position.after_step(schedule)
     values = in_force(trainer.config, tokens_before=before.tokens, tokens_after=after.tokens)
@@ -83,7 +88,9 @@ def train_step(trainer: Trainer) -> Record:
     update_biases(layers, load, balance, gamma=values["bias_update_speed"])
     keep_for_next_step(layers, load, balance)
     trainer.position = after
-    max_violation = load.max_violation()
+    of_load = load_record(load, layers)
+    for alarm in trainer.alarms.after_step(after.step, load):
+        trainer.reporter.alarm(alarm)
     return {
         "step": after.step,
         "tokens": after.tokens,
@@ -94,9 +101,7 @@ def train_step(trainer: Trainer) -> Record:
         **values,
         "grad_norm": result.grad_norm,
         "tokens_per_second": (after.tokens - before.tokens) / (time.monotonic() - began_s),
-        "max_violation": sum(max_violation.values()) / max(1, len(max_violation)),
-        "max_violation_per_layer": max_violation,
-        "dead_experts_per_layer": load.dead_experts(),
+        **of_load,
     }
 
 
@@ -129,12 +134,16 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
     return batches
 
 
+def _save(trainer: Trainer) -> None:
+    trainer.checkpoints.save(trainer.engine, trainer.position, trainer.alarms, trainer.reporter)
+
+
 def _stop_if_asked(trainer: Trainer) -> None:
     if not trainer.stop.requested:
         return
     step = trainer.position.step
     if step > 0:
-        trainer.checkpoints.save(trainer.engine, trainer.position, trainer.reporter)
+        _save(trainer)
     error = trainer.stop.as_error(step)
     trainer.reporter.event("stopped", step=step, exit_code=error.exit_code)
     raise error

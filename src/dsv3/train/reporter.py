@@ -5,6 +5,7 @@ from typing import Any
 from dsv3.config.root import RunConfig
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.records import EventLog, MetricsLog
+from dsv3.train.alarms import Alarm
 from dsv3.train.console import open_console
 from dsv3.train.tracking import open_mirror
 
@@ -54,6 +55,12 @@ class Reporter:
     def event(self, name: str, **fields: Any) -> None:
         """Take an event."""
         self._events.event(name, **fields)
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Take the begin or the end of an alarm; only the begin is shown."""
+        self.event(alarm.event, **alarm.details())
+        if alarm.begins:
+            self.note(str(alarm))
 
     def sync(self) -> None:
         """Have all lines so far on the disk; before a checkpoint, which counts on them."""

@@ -183,7 +183,7 @@ def _cut(values: Sequence[float], count: int) -> Cut:
 
 
 def _floats(token: list[Tensor]) -> list[float]:
-    return [float(score) for score in token]
+    return [score.item() for score in token]
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsv3.config.balance import BalanceConfig
 from dsv3.model.transformer import Transformer
-from dsv3.train.balancing import take_load, update_biases
+from dsv3.train.balancing import count_batch, take_load, update_biases
 from numerics import balance_oracle as oracle
 from numerics.small_model import ARMS, balance, batch, build, model_config, router_inputs
 from numerics.small_model import router_logits as logits_of
@@ -19,7 +19,7 @@ from numerics.small_model import router_logits as logits_of
 # Below this gap an ulp of FP32 could send a token to another expert than the FP64 oracle's.
 CLEAR = 1e-5
 EXAMPLES = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
 )
 
 
@@ -140,6 +140,42 @@ def test_loss_of_an_undivided_batch(case: Case, scores: str) -> None:
     compare_one_layer(case, balance(**ARMS["aux_batch"], aux_loss_scores=scores))
 
 
+@EXAMPLES
+@given(case=cases(), scores=st.sampled_from(["normalised", "plain"]))
+def test_loss_of_a_batch_in_micro_batches_is_that_of_the_whole(case: Case, scores: str) -> None:
+    """Each micro batch against f of all tokens and P of its own; their mean against the whole."""
+    arm = balance(**ARMS["aux_batch"], aux_loss_scores=scores)
+    model = model_of(case, arm)
+    ids, labels = batch(model.config, case.sequences, case.length, seed=case.seed)
+    ((name, moe),) = model.moe_layers().items()
+    with router_inputs(model) as seen:
+        model(ids, labels)
+    take_load({name: moe})
+    logits_BSE = logits_of(model, name, seen[name][0], case.sequences)
+    whole, margin = by_formula(logits_BSE, moe.router.e_score_correction_bias, model, arm)
+    assume(margin > CLEAR)
+
+    micro_batches = list(zip(ids.split(1), labels.split(1), strict=True))
+    count_batch(model, {name: moe}, micro_batches, arm)
+    parts = [model(*micro_batch).balance for micro_batch in micro_batches]
+    selection = oracle.routed(
+        oracle.scores_of(logits_BSE, case.scoring_func),
+        moe.router.e_score_correction_bias.double().tolist(),
+        top_k=case.top_k,
+        n_group=case.n_group,
+        topk_group=case.topk_group,
+    ).selection
+    for part, logits_SE in zip(parts, logits_BSE, strict=True):
+        local = oracle.scores_of(logits_SE.unsqueeze(0), case.scoring_func)
+        wanted = 0.6 * oracle.batch_loss(
+            local, selection, top_k=case.top_k, normalised=scores == "normalised"
+        )
+        assert part.item() == pytest.approx(wanted.item(), rel=1e-5)
+    mean = torch.stack(parts).mean()
+    assert mean.item() == pytest.approx(whole.item(), rel=1e-5)
+    require_equal_gradients(mean, whole, model)
+
+
 def compare_one_layer(case: Case, arm: BalanceConfig) -> None:
     model = model_of(case, arm)
     ids, labels = batch(model.config, case.sequences, case.length, seed=case.seed)
@@ -167,13 +203,13 @@ def test_layers_are_summed_and_gradients_of_the_whole_model_agree(strategy: str)
     with router_inputs(model) as seen:
         losses = model(ids, labels)
     assert len(seen) == 3
-    total: Tensor | float = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for name, moe in model.moe_layers().items():
         logits_BSE = logits_of(model, name, seen[name][0], 3)
         loss, margin = by_formula(logits_BSE, moe.router.e_score_correction_bias, model, arm)
         assert margin > CLEAR, "another seed: a selection of this one is too close to compare"
         total = total + loss
-    assert losses.balance.item() == pytest.approx(float(total), rel=1e-5)
+    assert losses.balance.item() == pytest.approx(total.item(), rel=1e-5)
     require_equal_gradients(losses.balance, total, model)
 
 

@@ -14,7 +14,7 @@ from dsv3.engine import distributed
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.ops.routing import routing_weights, select_experts
 from dsv3.parallel.dispatch import LocalDispatcher
-from dsv3.train.balancing import take_load, update_biases
+from dsv3.train.balancing import count_batch, take_load, update_biases
 from dsv3.train.loop import train_step
 from numerics import balance_oracle as oracle
 from numerics.small_model import ARMS, balance, batch, build, model_config, mtp, router_inputs
@@ -108,7 +108,7 @@ def test_same_counts_with_and_without_recompute() -> None:
     """The forward pass that the backward pass repeats must not count its tokens again."""
     arm = balance(**ARMS["aux_free_seq"])
     plain, again = (
-        build(model_config(num_hidden_layers=3), balance=arm, mtp=mtp(1), recompute=recompute)
+        build(model_config(num_hidden_layers=3), balance=arm, mtp=mtp(2), recompute=recompute)
         for recompute in (False, True)
     )
     ids, labels = batch(plain.config, 2, 6)
@@ -117,14 +117,14 @@ def test_same_counts_with_and_without_recompute() -> None:
         assert torch.equal(mine, wanted)
     for each in losses:
         each.objective.backward()
-    layers = again.moe_layers()
-    assert len(layers) == 3
-    for name, moe in plain.moe_layers().items():
-        for buffer in ("tokens_per_expert_E", "sequence_peaks", "routed_sequences"):
+    layers, counters = again.moe_layers(), ("sequence_peaks", "saturated_scores")
+    positions = [2 * 6, 2 * 6, 2 * 5, 2 * 4]
+    for tokens, (name, moe) in zip(positions, plain.moe_layers().items(), strict=True):
+        for buffer in ("tokens_per_expert_E", "routed_sequences", *counters):
             assert torch.equal(getattr(layers[name], buffer), getattr(moe, buffer)), buffer
-        positions = 2 * (6 if name != "model.layers.3.mlp" else 5)
         counted = int(layers[name].tokens_per_expert_E.sum())
-        assert counted == positions * plain.config.num_experts_per_tok
+        assert counted == tokens * plain.config.num_experts_per_tok
+        assert int(layers[name].routed_sequences) == 2
     wanted_of = {name: p.grad for name, p in plain.named_parameters()}
     assert all(torch.equal(p.grad, wanted_of[name]) for name, p in again.named_parameters())
 
@@ -136,6 +136,24 @@ def test_every_moe_layer_incl_mtp_updated() -> None:
         for name, bias_E in biases(trainer).items():
             assert set(bias_E.abs().tolist()) <= {0.0, torch.tensor(GAMMA).item()}
             assert bias_E.any(), name
+
+
+def test_count_pass_is_not_counted() -> None:
+    """The pass that only counts a batch for its loss leaves the counters of training at zero."""
+    arm = balance(**ARMS["aux_batch"])
+    model = build(model_config(), balance=arm, mtp=mtp(1))
+    micro_batches = [batch(model.config, 1, 6, seed=seed) for seed in (1, 2)]
+    layers = model.moe_layers()
+    count_batch(model, layers, micro_batches, arm)
+    for name, moe in layers.items():
+        assert moe.batch_tokens_per_expert_E.any(), name
+        for buffer in (
+            "tokens_per_expert_E",
+            "sequence_peaks",
+            "routed_sequences",
+            "saturated_scores",
+        ):
+            assert not getattr(moe, buffer).any(), buffer
 
 
 class Layer:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dsv3.engine import distributed
 from dsv3.model.transformer import Transformer
 from dsv3.train.loop import evaluate_now, train_step
-from numerics.small_model import ARMS, balance, batch, build, model_config, mtp
+from numerics.small_model import batch, build, model_config, mtp
 from numerics.small_training import (
     GLOBAL_BATCH_SIZE,
     SEQUENCE_LENGTH,
@@ -148,20 +148,6 @@ def test_mtp_not_in_reported_lm_loss() -> None:
             lines.append(train_step(trainer))
     assert lines[1]["loss"] == lines[0]["loss"], "bit for bit: the main model is the same"
     assert lines[1]["grad_norm"] > lines[0]["grad_norm"]
-
-
-def test_mtp_same_with_recompute() -> None:
-    arm = balance(**ARMS["aux_free_seq"])
-    plain, again = (
-        build(model_config(), balance=arm, mtp=mtp(2), recompute=recompute)
-        for recompute in (False, True)
-    )
-    ids, labels = batch(plain.config, 2, 6)
-    for model in (plain, again):
-        model(ids, labels, LAMBDA).objective.backward()
-    wanted = {name: p.grad for name, p in plain.named_parameters()}
-    for name, parameter in again.named_parameters():
-        assert torch.equal(parameter.grad, wanted[name]), name
 
 
 def test_evaluation_excludes_mtp_and_bias_update() -> None:

@@ -74,7 +74,8 @@ def run(recipe: str, expert_parallel_size: int, zero_stage: int) -> dict:
                 engine.train_step(bad, lr=1e-2)
             except NonFiniteError as error:
                 results.append(error.kind)
-        results.append(engine.train_step(batches, lr=1e-2))
+        result = engine.train_step(batches, lr=1e-2)
+        results.append((result.loss, result.grad_norm))
     fragments = [
         [f.key, list(f.shape), f.offset, f.data.tolist()]
         for f in engine.fragments()

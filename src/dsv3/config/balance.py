@@ -50,8 +50,8 @@ class BalanceConfig(Section):
     )
     batch_aux_loss_coeff: float = field("Alpha of the loss per global batch.", ge=0)
     aux_loss_selection: Literal["top_k_of_scores", "routed"] = field(
-        "What the load of an aux loss counts. `top_k_of_scores`: the best experts by score alone, as"
-        " printed in eq. 18; `routed`: where tokens go, after bias and group limit."
+        "What the load of an aux loss counts. `top_k_of_scores`: the best experts by score alone,"
+        " as printed in eq. 18; `routed`: where tokens go, after bias and group limit."
     )
     aux_loss_scores: Literal["normalised", "plain"] = field(
         "What P of an aux loss averages. `normalised`: scores over their sum (eq. 19); `plain`."

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -27,8 +27,13 @@ MicroBatch = Sequence[torch.Tensor]
 class StepResult(NamedTuple):
     """What one optimizer step reports, the same on every rank."""
 
-    loss: float  # mean over micro batches and data ranks
+    losses: dict[str, list[float]]  # means over micro batches and data ranks, by name, flat
     grad_norm: float  # of the accumulated gradient, before clipping
+
+    @property
+    def loss(self) -> float:
+        """What was trained on."""
+        return next(iter(self.losses.values()))[0]
 
 
 class TrainingEngine:
@@ -76,13 +81,14 @@ class TrainingEngine:
     def train_step(self, micro_batches: Sequence[MicroBatch], *, lr: float) -> StepResult:
         """Accumulate the mean gradient of `micro_batches`, clip it, update the weights.
 
-        A micro batch holds the arguments of the model's forward, which returns its scalar mean
-        loss. Raises NonFiniteError, with the state as it was, if a loss or the norm is not finite.
+        A micro batch holds the arguments of the model's forward, which returns the scalar to train
+        on, or a NamedTuple of losses beginning with it. Raises NonFiniteError, with the state as it
+        was, if the first loss or the norm is not finite.
         """
         assert micro_batches, f"{micro_batches=}"
         self._zero.set_lr(lr)
         try:
-            loss = self._accumulate(micro_batches)
+            losses = self._accumulate(micro_batches)
             grad_norm = self._finite_gradient_norm()
         except BaseException:
             # Also on an interrupt: the next step must not start from half a gradient.
@@ -90,19 +96,21 @@ class TrainingEngine:
             raise
         self._zero.clip_gradients(grad_norm, self._largest_norm)
         self._engine.step()
-        return StepResult(loss, grad_norm)
+        return StepResult(losses, grad_norm)
 
-    def _accumulate(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Run forward and backward over all micro batches; return the mean loss over all ranks."""
-        total = torch.zeros((), device=self._device)
+    def _accumulate(self, micro_batches: Sequence[MicroBatch]) -> dict[str, list[float]]:
+        """Run forward and backward over all micro batches; return the losses over all ranks."""
+        totals: dict[str, torch.Tensor] = {}
         for index, micro_batch in enumerate(micro_batches):
             # The boundary is where ZeRO reduces gradients over the ranks.
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss = self._engine(*micro_batch)
-            self._require_finite_loss(loss.detach(), micro_batch)
-            self._engine.backward(loss / len(micro_batches), scale_wrt_gas=False)
-            total += loss.detach().float()
-        return self._mean_over_ranks(total / len(micro_batches))
+            losses = _by_name(self._engine(*micro_batch))
+            objective = next(iter(losses.values()))
+            self._require_finite_loss(objective.detach(), micro_batch)
+            self._engine.backward(objective / len(micro_batches), scale_wrt_gas=False)
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0) + loss.detach().float()
+        return self._means(totals, len(micro_batches))
 
     def _finite_gradient_norm(self) -> float:
         grad_norm = self._zero.gradient_norm()
@@ -112,17 +120,27 @@ class TrainingEngine:
         return grad_norm
 
     def _require_finite_loss(self, loss: torch.Tensor, micro_batch: MicroBatch) -> None:
-        mean = self._mean_over_ranks(loss)  # not finite if any rank's is not: all raise together
+        mean = float(
+            self._mean_over_ranks(loss)
+        )  # not finite if any rank's is not: all raise together
         if not math.isfinite(mean):
             raise NonFiniteError("loss", mean, first_non_finite_module(self.module, micro_batch))
 
-    def _mean_over_ranks(self, value: torch.Tensor) -> float:
+    def _means(self, totals: dict[str, torch.Tensor], micro_batches: int) -> dict[str, list[float]]:
+        """Sums over micro batches to means over them and all ranks; one reduction for all."""
+        flat = torch.cat([total.reshape(-1) for total in totals.values()]) / micro_batches
+        values = iter(self._mean_over_ranks(flat).tolist())
+        return {
+            name: [next(values) for _ in range(total.numel())] for name, total in totals.items()
+        }
+
+    def _mean_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         ranks = torch.distributed.get_world_size()
         if ranks > 1:
             value = value.clone()
             torch.distributed.all_reduce(value)
             value /= ranks
-        return float(value)
+        return value
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
@@ -164,3 +182,8 @@ class TrainingEngine:
     def close(self) -> None:
         """Remove DeepSpeed's hooks and let its state go; the module stays usable."""
         self._engine.destroy()
+
+
+def _by_name(losses: Any) -> dict[str, torch.Tensor]:
+    """The model's losses by name, the one to train on first."""
+    return {"objective": losses} if isinstance(losses, torch.Tensor) else losses._asdict()

@@ -43,9 +43,9 @@ class Trained(nn.Module):
         self.model = model
         self.marker = marker
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return the model's scalar loss."""
-        return self.model(*inputs)  # type: ignore[no-any-return]
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Return what the model returns."""
+        return self.model(*inputs)
 
 
 def expert_group_name(expert_parallel_size: int) -> str:

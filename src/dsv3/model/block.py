@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dsv3.config.balance import BalanceConfig
 from dsv3.config.model import ModelConfig
 from dsv3.model.attention import LatentAttention
 from dsv3.model.backends import Backend
-from dsv3.model.moe import MLP, MoE, TokenDispatcher
+from dsv3.model.moe import MLP, Load, MoE, TokenDispatcher
 
 
 class Block(nn.Module):
@@ -25,6 +26,7 @@ class Block(nn.Module):
         dispatcher: TokenDispatcher,
         local_experts: range,
         recompute: bool,
+        balance: BalanceConfig | None,
     ) -> None:
         super().__init__()
         self.recompute = recompute
@@ -34,7 +36,11 @@ class Block(nn.Module):
             self.mlp = MLP(config.hidden_size, config.intermediate_size, backend=backend)
         else:
             self.mlp = MoE(
-                config, backend=backend, dispatcher=dispatcher, local_experts=local_experts
+                config,
+                backend=backend,
+                dispatcher=dispatcher,
+                local_experts=local_experts,
+                balance=balance,
             )
         self.input_layernorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
@@ -44,21 +50,24 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The next hidden states, and the balance loss of the layers so far with this one's."""
         if self.recompute and torch.is_grad_enabled():
-            hidden_BSD, counts_E = checkpoint(
+            hidden_BSD, loss, load = checkpoint(
                 self.compute, hidden_BSD, rotation, use_reentrant=False
             )
         else:
-            hidden_BSD, counts_E = self.compute(hidden_BSD, rotation)
+            hidden_BSD, loss, load = self.compute(hidden_BSD, rotation)
         # Outside of what is recomputed, so that a token counts once.
-        if self.training and isinstance(self.mlp, MoE):
-            self.mlp.tokens_per_expert_E += counts_E
-        return hidden_BSD, balance_loss
+        if load is not None:
+            assert isinstance(self.mlp, MoE)
+            self.mlp.record(load)
+        return hidden_BSD, balance_loss if loss is None else balance_loss + loss
 
-    def compute(self, hidden_BSD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The layer without side effects: hidden states, tokens per expert (None if dense)."""
+    def compute(
+        self, hidden_BSD: Tensor, rotation: Tensor
+    ) -> tuple[Tensor, Tensor | None, Load | None]:
+        """The layer without side effects: hidden states, balance loss, load (None if dense)."""
         hidden_BSD = hidden_BSD + self.self_attn(self.input_layernorm(hidden_BSD), rotation)
         normed_BSD = self.post_attention_layernorm(hidden_BSD)
         if isinstance(self.mlp, MoE):
-            out_BSD, counts_E = self.mlp(normed_BSD)
-            return hidden_BSD + out_BSD, counts_E
-        return hidden_BSD + self.mlp(normed_BSD), None
+            out_BSD, loss, load = self.mlp(normed_BSD)
+            return hidden_BSD + out_BSD, loss, load
+        return hidden_BSD + self.mlp(normed_BSD), None, None

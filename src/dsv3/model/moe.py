@@ -1,15 +1,18 @@
 """Feed-forward networks: the dense SwiGLU MLP and DeepSeekMoE (report section 2.1.2, eq. 12)."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsv3.config.balance import BalanceConfig
 from dsv3.config.model import ModelConfig
 from dsv3.model.backends import Backend
+from dsv3.model.balance import balance_loss_of
 from dsv3.model.router import Router
-from dsv3.ops.routing import count_tokens
+from dsv3.ops.balance import count_per_sequence
+from dsv3.ops.routing import count_saturated
 
 
 class TokenDispatcher(Protocol):
@@ -56,10 +59,26 @@ class MLP(nn.Module):
         return out
 
 
+class Load(NamedTuple):
+    """Where one pass sent its tokens, for the counters and the balance rule; no gradient."""
+
+    tokens_per_expert_BE: Tensor  # int64, by sequence
+    saturated_scores: Tensor  # int64 scalar
+
+
 class MoE(nn.Module):
-    """Shared experts for every token, routed experts for the tokens the router sends them."""
+    """Shared experts for every token, routed experts for the tokens the router sends them.
+
+    Counters hold what training passes counted since the caller last zeroed them; integers, so that
+    nothing is rounded. `last_tokens_per_expert_BE` is that of the last pass of any kind.
+    """
 
     tokens_per_expert_E: Tensor
+    sequence_peaks: Tensor
+    routed_sequences: Tensor
+    saturated_scores: Tensor
+    batch_tokens_per_expert_E: Tensor | None
+    last_tokens_per_expert_BE: Tensor | None = None
 
     def __init__(
         self,
@@ -68,6 +87,7 @@ class MoE(nn.Module):
         backend: Backend,
         dispatcher: TokenDispatcher,
         local_experts: range,
+        balance: BalanceConfig | None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -82,31 +102,54 @@ class MoE(nn.Module):
             if config.n_shared_experts > 0
             else None
         )
-        # Tokens sent to each expert since the counts were last zeroed; never rounded, hence int64.
+        self.balance_loss = balance_loss_of(config, balance)
         counts_E = torch.zeros(config.n_routed_experts, dtype=torch.int64)
         self.register_buffer("tokens_per_expert_E", counts_E, persistent=False)
+        for name in ("sequence_peaks", "routed_sequences", "saturated_scores"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64), persistent=False)
+        # Counts of the batch for the loss per global batch, written by the caller before a step.
+        # Those of the step before are a part of the training's state.
+        of_batch = balance is not None and balance.strategy == "aux_batch"
+        kept = balance is not None and balance.batch_counts == "previous_step"
+        batch_E = counts_E.clone() if of_batch else None
+        self.register_buffer("batch_tokens_per_expert_E", batch_E, persistent=kept)
 
     @property
     def router(self) -> Router:
         """The router; the files of the hub call it `gate`."""
         return self.gate
 
-    def forward(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """The FFN's output and the tokens this pass sent to each expert, int64 [E].
+    def forward(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor | None, Load]:
+        """The FFN's output, the layer's balance loss if it has one, and where the tokens went.
 
-        The caller adds the latter to `tokens_per_expert_E`: this function may run twice when
-        activations are recomputed.
+        The caller hands the last to `record`: this function may run twice when activations are
+        recomputed.
         """
         x_TD = hidden_BSD.flatten(0, 1)
-        expert_ids_TK, topk_scores_TK = self.gate(x_TD)
+        routing = self.gate(x_TD)
         rows_RD, row_weights_R, rows_per_expert_e, handle = self.dispatcher.dispatch(
             x_TD,
-            expert_ids_TK,
-            topk_scores_TK,
+            routing.expert_ids_TK,
+            routing.topk_scores_TK,
             row_multiple=self.backend.row_multiple(self.experts),
         )
         rows_RD = self.experts(rows_RD, row_weights_R, rows_per_expert_e)
         out_TD = self.dispatcher.combine(rows_RD, handle)
         if self.shared_experts is not None:
             out_TD = out_TD + self.shared_experts(x_TD)
-        return out_TD.view_as(hidden_BSD), count_tokens(expert_ids_TK, self.config.n_routed_experts)
+        ids_BA = routing.expert_ids_TK.view(hidden_BSD.shape[0], -1)
+        counts_BE = count_per_sequence(ids_BA, self.config.n_routed_experts)
+        loss = None
+        if self.balance_loss is not None and self.training and torch.is_grad_enabled():
+            loss = self.balance_loss(routing, counts_BE, self.batch_tokens_per_expert_E)
+        saturated = count_saturated(routing.scores_TE, self.config.scoring_func)
+        return out_TD.view_as(hidden_BSD), loss, Load(counts_BE, saturated)
+
+    def record(self, load: Load) -> None:
+        """Take the load of a pass: in training into the counters, once per pass."""
+        self.last_tokens_per_expert_BE = load.tokens_per_expert_BE
+        if self.training:
+            self.tokens_per_expert_E += load.tokens_per_expert_BE.sum(dim=0)
+            self.sequence_peaks += load.tokens_per_expert_BE.amax(dim=1).sum()
+            self.routed_sequences += load.tokens_per_expert_BE.shape[0]
+            self.saturated_scores += load.saturated_scores

@@ -1,13 +1,22 @@
 """The router of a MoE layer: which experts a token goes to, and how much each counts."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from dsv3.config.model import ModelConfig
 from dsv3.ops.routing import router_logits, router_scores, routing_weights, select_experts
+
+
+class Routing(NamedTuple):
+    """What the router made of T tokens; all floating-point tensors are FP32."""
+
+    logits_TE: Tensor
+    scores_TE: Tensor
+    expert_ids_TK: Tensor  # int64, in no particular order
+    topk_scores_TK: Tensor  # gate values
 
 
 class Router(nn.Module):
@@ -27,10 +36,11 @@ class Router(nn.Module):
         bias_E = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", bias_E)
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids of the chosen experts, int64 [T, K], and their FP32 gate values [T, K]."""
+    def forward(self, x_TD: Tensor) -> Routing:
+        """Route tokens [T, D]."""
         c = self.config
-        scores_TE = router_scores(router_logits(x_TD, self.weight), c.scoring_func)
+        logits_TE = router_logits(x_TD, self.weight)
+        scores_TE = router_scores(logits_TE, c.scoring_func)
         expert_ids_TK = select_experts(
             scores_TE,
             self.e_score_correction_bias,
@@ -44,7 +54,7 @@ class Router(nn.Module):
             normalise=c.norm_topk_prob,
             scaling_factor=c.routed_scaling_factor,
         )
-        return expert_ids_TK, topk_scores_TK
+        return Routing(logits_TE, scores_TE, expert_ids_TK, topk_scores_TK)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # NOTE footgun: `.to(torch.bfloat16)` converts buffers too and would round the bias.

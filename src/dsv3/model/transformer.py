@@ -1,14 +1,31 @@
 """The decoder: embedding, blocks, final norm and head, or the part of them one process holds."""
 
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
 import torch
 from torch import Tensor, nn
 
+from dsv3.config.balance import BalanceConfig
 from dsv3.config.model import ModelConfig
+from dsv3.config.mtp import MtpConfig
 from dsv3.model.attention import rotation_of
 from dsv3.model.backends import Backend
 from dsv3.model.block import Block
 from dsv3.model.moe import MoE, TokenDispatcher
-from dsv3.ops.cross_entropy import linear_cross_entropy, linear_token_losses
+from dsv3.model.mtp import MtpModule
+from dsv3.ops.cross_entropy import linear_best_tokens, linear_cross_entropy, linear_token_losses
+
+BlockT = TypeVar("BlockT", bound=Block)
+
+
+class Losses(NamedTuple):
+    """FP32 losses of a batch; the first is what is trained on, the rest what it is made of."""
+
+    objective: Tensor
+    lm: Tensor  # mean cross entropy of the next token, in nats
+    balance: Tensor  # summed over layers, with its coefficients
+    mtp: Tensor  # [D], of each MTP module, without its weight
 
 
 class Decoder(nn.Module):
@@ -25,10 +42,11 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """A DeepSeek-V3-style language model, or one stage of it.
 
-    A sequence of layers with tensors in and tensors out: `embed`, `run_blocks`, `loss`. Between
+    A sequence of layers with tensors in and tensors out: `embed`, `run_blocks`, `losses`. Between
     them go the hidden states [B, S, D] and the balance loss of the layers so far, a scalar that
     the language-model loss does not contain. `layers` is the range of blocks held here; the
-    embedding belongs to the first of them, the final norm and the head to the last.
+    embedding belongs to the first of them, the final norm, the head and the MTP modules to the
+    last. MTP modules are numbered on from the last block.
     """
 
     def __init__(
@@ -40,22 +58,30 @@ class Transformer(nn.Module):
         layers: range | None = None,
         local_experts: range | None = None,
         recompute: bool = False,
+        balance: BalanceConfig | None = None,
+        mtp: MtpConfig | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.mtp = mtp
         self.layer_range = range(config.num_hidden_layers) if layers is None else layers
         experts = range(config.n_routed_experts) if local_experts is None else local_experts
         self.model = Decoder()
         if self.holds_embedding:
             self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        for layer in self.layer_range:
-            self.model.layers[str(layer)] = Block(
+        depth = mtp.num_nextn_predict_layers if mtp is not None and self.holds_head else 0
+        last = config.num_hidden_layers
+        self.mtp_range = range(last, last + depth)
+        for layer in (*self.layer_range, *self.mtp_range):
+            kind = MtpModule if layer in self.mtp_range else Block
+            self.model.layers[str(layer)] = kind(
                 config,
                 layer,
                 backend=backend,
                 dispatcher=dispatcher,
                 local_experts=experts,
                 recompute=recompute,
+                balance=balance,
             )
         if self.holds_head:
             self.model.norm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
@@ -73,16 +99,23 @@ class Transformer(nn.Module):
         return self.layer_range.stop == self.config.num_hidden_layers
 
     def blocks(self) -> list[Block]:
-        """The blocks held here, in order."""
-        return [block for block in self.model.layers.values() if isinstance(block, Block)]
+        """The blocks held here, in order, without the MTP modules."""
+        return [self._layer(layer, Block) for layer in self.layer_range]
+
+    def mtp_modules(self) -> list[MtpModule]:
+        """The MTP modules held here, by rising depth."""
+        return [self._layer(layer, MtpModule) for layer in self.mtp_range]
 
     def moe_layers(self) -> dict[str, MoE]:
-        """The MoE layers held here, by canonical name."""
+        """The MoE layers held here, those of MTP modules too, by canonical name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, MoE)}
 
-    def forward(self, input_ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
-        """Mean cross entropy of the labels, an FP32 scalar in nats per token."""
-        return self.loss(*self.run_blocks(*self.embed(input_ids_BS)), labels_BS)
+    def forward(
+        self, input_ids_BS: Tensor, labels_BS: Tensor, mtp_loss_coeff: Tensor | None = None
+    ) -> Losses:
+        """Losses of the labels; `mtp_loss_coeff` (lambda) weighs the mean of the MTP modules'."""
+        hidden_BSD, balance_loss = self.run_blocks(*self.embed(input_ids_BS))
+        return self.losses(hidden_BSD, balance_loss, input_ids_BS, labels_BS, mtp_loss_coeff)
 
     def logits(self, input_ids_BS: Tensor) -> Tensor:
         """Logits [B, S, X] in the type of the weights."""
@@ -98,6 +131,14 @@ class Transformer(nn.Module):
         losses_T = linear_token_losses(hidden_TD, self.lm_head.weight, labels_BS.flatten())
         return losses_T.view_as(labels_BS)
 
+    @torch.no_grad()
+    def route(self, input_ids_BS: Tensor) -> None:
+        """Run every MoE layer for its counters alone, those of MTP modules too."""
+        hidden_BSD, balance_loss = self.run_blocks(*self.embed(input_ids_BS))
+        if self.mtp_range:
+            for _ in self._run_mtp(hidden_BSD, balance_loss, input_ids_BS):
+                pass
+
     def embed(self, input_ids_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids to the first hidden states and a balance loss of zero."""
         hidden_BSD = self.model.embed_tokens(input_ids_BS)
@@ -110,13 +151,80 @@ class Transformer(nn.Module):
             hidden_BSD, balance_loss = block(hidden_BSD, balance_loss, rotation)
         return hidden_BSD, balance_loss
 
-    def loss(self, hidden_BSD: Tensor, balance_loss: Tensor, labels_BS: Tensor) -> Tensor:
-        """Final norm, head and mean cross entropy; the balance loss stays out of it."""
-        hidden_TD = self.model.norm(hidden_BSD).flatten(0, 1)
-        return linear_cross_entropy(hidden_TD, self.lm_head.weight, labels_BS.flatten())
+    def losses(
+        self,
+        hidden_BSD: Tensor,
+        balance_loss: Tensor,
+        input_ids_BS: Tensor,
+        labels_BS: Tensor,
+        mtp_loss_coeff: Tensor | None,
+    ) -> Losses:
+        """From the last hidden states to the objective: lm + balance + lambda * mean of mtp."""
+        lm = self.loss(hidden_BSD, labels_BS)
+        if not self.mtp_range:
+            return Losses(lm + balance_loss, lm, balance_loss, lm.new_zeros(0))
+        by_depth = []
+        for offset, normed_BSD, loss in self._run_mtp(hidden_BSD, balance_loss, input_ids_BS):
+            balance_loss, positions = loss, normed_BSD.shape[1]
+            mean = self.head_loss(normed_BSD, labels_BS[:, offset:])
+            by_depth.append(mean * (positions / labels_BS.shape[1]))  # eq. 24 divides by all T
+        mtp = torch.stack(by_depth)
+        weight = mtp.new_zeros(()) if mtp_loss_coeff is None else mtp_loss_coeff
+        return Losses(lm + balance_loss + weight * mtp.mean(), lm, balance_loss, mtp)
 
-    def _rotation_for(self, hidden_BSD: Tensor) -> Tensor:
-        length, device = hidden_BSD.shape[1], hidden_BSD.device
+    def loss(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Final norm, head and mean cross entropy."""
+        return self.head_loss(self.model.norm(hidden_BSD), labels_BS)
+
+    def head_loss(self, normed_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Head and mean cross entropy of states that are normed already."""
+        normed_TD = normed_BSD.flatten(0, 1)
+        return linear_cross_entropy(normed_TD, self.lm_head.weight, labels_BS.flatten())
+
+    @torch.no_grad()
+    def mtp_acceptance(self, input_ids_BS: Tensor) -> Tensor:
+        """Share of module k's best tokens that are the main model's for the same place, FP32 [D].
+
+        What speculative decoding would accept of them greedily, were the text the model's own.
+        """
+        hidden_BSD, balance_loss = self.run_blocks(*self.embed(input_ids_BS))
+        main_BS = self._best_tokens(self.model.norm(hidden_BSD))
+        shares = [
+            (self._best_tokens(normed_BSD) == main_BS[:, offset:]).float().mean()
+            for offset, normed_BSD, _ in self._run_mtp(hidden_BSD, balance_loss, input_ids_BS)
+        ]
+        return torch.stack(shares) if shares else hidden_BSD.new_zeros(0, dtype=torch.float32)
+
+    def _run_mtp(
+        self, hidden_BSD: Tensor, balance_loss: Tensor, input_ids_BS: Tensor
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Offset k of each module, its states before the head [B, S - k, D], the balance loss.
+
+        Each module has one position less than the one before: a sequence has no token beyond its
+        end to be given.
+        """
+        assert self.mtp is not None
+        if self.mtp.input == "normed":
+            hidden_BSD = self.model.norm(hidden_BSD)
+        rotation = self._rotation_for(input_ids_BS)
+        for offset, module in enumerate(self.mtp_modules(), start=1):
+            positions = input_ids_BS.shape[1] - offset
+            embedded_BSD = self.model.embed_tokens(input_ids_BS[:, offset:])
+            joined_BSD = module.join(hidden_BSD[:, :positions], embedded_BSD)
+            hidden_BSD, balance_loss = module(joined_BSD, balance_loss, rotation[:, :positions])
+            yield offset, module.shared_head.norm(hidden_BSD), balance_loss
+
+    def _best_tokens(self, normed_BSD: Tensor) -> Tensor:
+        best_T = linear_best_tokens(normed_BSD.flatten(0, 1), self.lm_head.weight)
+        return best_T.view(normed_BSD.shape[:2])
+
+    def _layer(self, layer: int, kind: type[BlockT]) -> BlockT:
+        block = self.model.layers[str(layer)]
+        assert isinstance(block, kind)
+        return block
+
+    def _rotation_for(self, states_BS: Tensor) -> Tensor:
+        length, device = states_BS.shape[1], states_BS.device
         cached = self._rotation
         if cached is None or cached.shape[1] != length or cached.device != device:
             with torch.inference_mode(False):  # kept for training steps after an evaluation

@@ -44,6 +44,16 @@ def linear_token_losses(hidden_TD: Tensor, weight_XD: Tensor, labels_T: Tensor) 
     return torch.cat(losses)
 
 
+@torch.no_grad()
+def linear_best_tokens(hidden_TD: Tensor, weight_XD: Tensor) -> Tensor:
+    """The token of the largest logit, int64 [T]."""
+    best = [
+        (hidden_TD[rows] @ weight_XD.t()).argmax(dim=1)
+        for rows in _chunks(hidden_TD.shape[0], weight_XD.shape[0])
+    ]
+    return torch.cat(best)
+
+
 def loss_and_gradient(logits_TX: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the losses, and its gradient softmax - one hot.
 

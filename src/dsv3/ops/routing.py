@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SATURATION = 0.01
+
 
 def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """Logits [T, E], FP32 whatever the types of the inputs: a rounded score moves a token."""
@@ -48,6 +50,17 @@ def routing_weights(
     if normalise:
         chosen_TK = chosen_TK / (chosen_TK.sum(dim=-1, keepdim=True) + 1e-20)
     return chosen_TK * scaling_factor
+
+
+@torch.no_grad()
+def count_saturated(scores_TE: Tensor, scoring_func: str) -> Tensor:
+    """Scores so close to their bounds that hardly a gradient passes, int64 scalar.
+
+    Within SATURATION of 0 or 1; of 1 alone under softmax, where most scores are small by nature.
+    """
+    if scoring_func == "sigmoid":
+        return ((scores_TE - 0.5).abs() > 0.5 - SATURATION).sum()
+    return (scores_TE > 1 - SATURATION).sum()
 
 
 def count_tokens(expert_ids_TK: Tensor, n_routed_experts: int) -> Tensor:

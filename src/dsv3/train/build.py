@@ -30,6 +30,8 @@ def build_model(config: RunConfig, device: torch.device) -> Transformer:
             config.model,
             backend=TorchBackend(),
             dispatcher=LocalDispatcher(config.model.n_routed_experts),
+            balance=config.balance,
+            mtp=config.mtp,
         )
     dtype = WEIGHT_DTYPES[config.precision.recipe]
     materialise(model, config.model, seed=config.seed, device=device, dtype=dtype)

@@ -12,7 +12,7 @@ from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.health import NonFiniteError
 from dsv3.model.transformer import Transformer
-from dsv3.train.balancing import take_load, update_biases
+from dsv3.train.balancing import count_batch, keep_for_next_step, take_load, update_biases
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.health import refuse_non_finite_loss, stopped_by
@@ -68,20 +68,27 @@ def train_step(trainer: Trainer) -> Record:
     # The step that brings the run to t1 tokens uses every curve at t1: step 1 of a warm-up moves.
     after = trainer.position.after_step(schedule)
     lr = schedule.lr_at(after.tokens)
-    micro_batches = _micro_batches(trainer)
+    mtp_loss_coeff = trainer.config.mtp.loss_coeff * schedule.mtp_loss_coeff_at(after.tokens)
+    micro_batches = _micro_batches(trainer, mtp_loss_coeff)
+    balance = trainer.config.balance
+    count_batch(trainer.model, layers, micro_batches, balance)
     try:
         result = trainer.engine.train_step(micro_batches, lr=lr)
     except NonFiniteError as error:
         raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
     load = take_load(layers)
     speed = schedule.bias_update_speed_at(after.tokens)
-    update_biases(layers, load, trainer.config.balance, speed)
+    update_biases(layers, load, balance, speed)
+    keep_for_next_step(layers, load, balance)
     trainer.position = after
     max_violation = load.max_violation()
     return {
         "step": after.step,
         "tokens": after.tokens,
-        "loss": result.loss,
+        "loss": result.losses["lm"][0],
+        "objective": result.loss,
+        "balance_loss": result.losses["balance"][0],
+        "mtp_loss": result.losses["mtp"],
         "lr": lr,
         "grad_norm": result.grad_norm,
         "tokens_per_second": schedule.tokens_per_step / (time.monotonic() - began_s),
@@ -102,14 +109,15 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
     return evaluation
 
 
-def _micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor]]:
-    """Input ids and labels of the next global batch, cut into micro batches of this rank."""
+def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor, ...]]:
+    """The next global batch in micro batches of this rank: input ids, labels, lambda."""
+    coeff = torch.tensor(mtp_loss_coeff, device=trainer.device)
     size = trainer.config.schedule.micro_batch_size
     first = trainer.position.samples
-    batches = []
+    batches: list[tuple[Tensor, ...]] = []
     for index in range(trainer.config.gradient_accumulation_steps):
         ids_BS, labels_BS = read_batch(trainer.samples, first + index * size, size)
-        batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device)))
+        batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device), coeff))
     return batches
 
 

@@ -100,7 +100,11 @@ def test_a_null_section_is_filled_key_by_key() -> None:
             "model=moe_tyny",
             "model=moe_tyny: model has no option 'moe_tyny'; did you mean moe_tiny? (options: ",
         ),
-        ("balance=x", "balance=x: balance has no option 'x'; options: aux_batch, aux_free, aux_free_seq, aux_loss, aux_loss_v2, none"),
+        (
+            "balance=x",
+            "balance=x: balance has no option 'x'; options: aux_batch, aux_free, aux_free_seq,"
+            " aux_loss, aux_loss_v2, none",
+        ),
         ("model=null", "model=null: model has no option 'null'"),
         ("model={a:1}", "model={a:1}: model has no option '{a:1}'"),
         (

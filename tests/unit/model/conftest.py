@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsv3.config.model import ModelConfig
+from dsv3.config.model import AuxLossCoeffs, ModelConfig
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.init import materialise
 from dsv3.model.transformer import Transformer
@@ -42,6 +42,7 @@ def config() -> ModelConfig:
         rope_scaling=None,
         rms_norm_eps=1e-6,
         initializer_range=0.05,
+        aux_loss_coeffs=AuxLossCoeffs(sequence=0.001, device=0.05, communication=0.02),
     )
 
 

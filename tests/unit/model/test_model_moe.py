@@ -67,7 +67,7 @@ def test_values_and_gradients_equal_the_definition(
         for parameter in moe.parameters():
             parameter.mul_(6)  # outputs and gradients of order one
     x = torch.randn(1, 20, 24, generator=generator).requires_grad_()
-    out, _ = moe(x)
+    out, *_ = moe(x)
     expected = by_definition(moe, x[0], config)
     # FP32, sums of at most 24 products in another order.
     torch.testing.assert_close(out[0], expected, rtol=1e-5, atol=1e-5)
@@ -91,7 +91,7 @@ def test_every_expert_has_a_gradient_and_unused_ones_zero(
     model = build(config, dtype=dtype)
     for moe in model.moe_layers().values():
         moe.router.e_score_correction_bias.fill_(-9.0)[used] = 0.0
-    model(*batch).backward()
+    model(*batch).objective.backward()
     for moe in model.moe_layers().values():
         reached = moe.tokens_per_expert_E > 0
         assert set(reached.nonzero().flatten().tolist()) <= set(used)
@@ -124,7 +124,7 @@ def test_recomputation_changes_neither_counts_nor_gradients(
     config: ModelConfig, build: Build, batch: Batch
 ) -> None:
     plain, again = build(config), build(config, recompute=True)
-    losses = [model(*batch) for model in (plain, again)]
+    losses = [model(*batch).objective for model in (plain, again)]
     assert torch.equal(losses[0], losses[1])
     for loss in losses:
         loss.backward()
@@ -139,7 +139,8 @@ def test_recomputation_changes_neither_counts_nor_gradients(
 def test_the_count_of_one_pass_is_what_the_router_chose(config: ModelConfig, build: Build) -> None:
     moe = next(iter(build(config).moe_layers().values()))
     x = torch.randn(2, 9, 24)
-    _, counts = moe(x)
-    ids, _ = moe.router(x.flatten(0, 1))
+    *_, load = moe(x)
+    counts = load.tokens_per_expert_BE.sum(dim=0)
+    ids = moe.router(x.flatten(0, 1)).expert_ids_TK
     assert counts.tolist() == [(ids == e).sum().item() for e in range(8)]
     assert not moe.tokens_per_expert_E.any()  # added by the block, once

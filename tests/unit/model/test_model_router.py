@@ -49,7 +49,7 @@ def test_bias_is_no_parameter_and_gets_no_gradient(config: ModelConfig, build: B
 def test_gate_values_are_fp32_in_a_bf16_model(config: ModelConfig, build: Build) -> None:
     router = build(config, dtype=torch.bfloat16).moe_layers()["model.layers.2.mlp"].router
     x = torch.randn(5, 24).bfloat16()
-    ids, weights = router(x)
+    _, _, ids, weights = router(x)
     assert weights.dtype == torch.float32
     scores = (x.float() @ router.weight.float().t()).sigmoid().gather(1, ids)
     expected = scores / scores.sum(-1, keepdim=True) * config.routed_scaling_factor
@@ -63,7 +63,7 @@ def test_bias_moves_selection_but_not_the_weight_of_a_chosen_expert(
     router = build(config).moe_layers()["model.layers.1.mlp"].router
     x = torch.randn(4, 24)
     router.e_score_correction_bias[5] = 3.0
-    ids, weights = router(x)
+    _, _, ids, weights = router(x)
     assert (ids == 5).any(dim=1).all()
     expected = (x @ router.weight[5]).sigmoid() * config.routed_scaling_factor
     torch.testing.assert_close(weights[ids == 5], expected)

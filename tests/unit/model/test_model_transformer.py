@@ -22,8 +22,8 @@ def test_stages_in_a_row_are_the_whole_bit_for_bit(
     stream = stages[0].embed(batch[0])
     for stage in stages:
         stream = stage.run_blocks(*stream)
-    loss = stages[-1].loss(*stream, batch[1])
-    expected = whole(*batch)
+    loss = stages[-1].losses(*stream, *batch, None).objective
+    expected = whole(*batch).objective
     assert torch.equal(loss, expected)
     loss.backward()
     expected.backward()
@@ -43,7 +43,7 @@ def test_losses_agree_with_the_logits(config: ModelConfig, build: Build, batch: 
     assert losses.shape == batch[1].shape
     assert not losses.requires_grad
     torch.testing.assert_close(losses, by_token.detach())
-    torch.testing.assert_close(model(*batch), by_token.mean())
+    torch.testing.assert_close(model(*batch).lm, by_token.mean())
 
 
 def test_no_token_sees_the_future(config: ModelConfig, build: Build, batch: Batch) -> None:
@@ -62,7 +62,7 @@ def test_an_evaluation_without_autograd_does_not_spoil_the_next_step(
     model = build(config)
     with torch.inference_mode():
         model.eval().token_losses(*batch)
-    model.train()(*batch).backward()
+    model.train()(*batch).objective.backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -92,7 +92,7 @@ def test_activations_follow_the_weights_and_the_loss_is_fp32(
 ) -> None:
     model = build(config, dtype=dtype)
     assert model.logits(batch[0]).dtype == dtype
-    loss = model(*batch)
+    loss = model(*batch).objective
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(p.grad is not None and p.grad.dtype == dtype for p in model.parameters())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsv3.config.balance import BalanceConfig
+from dsv3.config.compose import compose
 from dsv3.train.balancing import Load, take_load, update_biases
 
 
@@ -30,7 +30,7 @@ def oracle(counts, gamma):
     return moves
 
 
-AUX_FREE = BalanceConfig(strategy="aux_free", bias_update_speed=0.001)
+AUX_FREE = compose(["balance=aux_free"]).config.balance
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_every_layer_moves_and_the_counts_start_over():
 
 def test_no_balancing_moves_nothing():
     layers = {"a": FakeMoE([3, 1])}
-    none = BalanceConfig(strategy="none", bias_update_speed=0.001)
+    none = AUX_FREE.model_copy(update={"strategy": "none"})
     update_biases(layers, take_load(layers), none, 1.0)
     assert torch.equal(layers["a"].router.e_score_correction_bias, torch.zeros(2))
 

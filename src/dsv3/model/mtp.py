@@ -1,0 +1,62 @@
+"""A module of multi-token prediction (report section 2.2, eq. 21 to 25).
+
+Module k takes the hidden state of position i and the token k places further, and predicts the token
+after that one. It stands in the model as one more layer, and has the embedding and the head of the
+main model for its own.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.config.balance import BalanceConfig
+from dsv3.config.model import ModelConfig
+from dsv3.model.backends import Backend
+from dsv3.model.block import Block
+from dsv3.model.moe import TokenDispatcher
+
+
+class SharedHead(nn.Module):
+    """The norm before the shared head; the files of the hub keep a copy of the head with it."""
+
+    def __init__(self, config: ModelConfig, *, backend: Backend) -> None:
+        super().__init__()
+        self.norm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
+
+
+class MtpModule(Block):
+    """A block over [embedding of the token ahead ; hidden state], each normed first.
+
+    The order of the two halves is that of the released weights; eq. 21 has them the other way
+    round, which is a permutation of the columns of `eh_proj`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        backend: Backend,
+        dispatcher: TokenDispatcher,
+        local_experts: range,
+        recompute: bool,
+        balance: BalanceConfig | None,
+    ) -> None:
+        super().__init__(
+            config,
+            layer,
+            backend=backend,
+            dispatcher=dispatcher,
+            local_experts=local_experts,
+            recompute=recompute,
+            balance=balance,
+        )
+        self.enorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = backend.linear(2 * config.hidden_size, config.hidden_size)
+        self.shared_head = SharedHead(config, backend=backend)
+
+    def join(self, hidden_BSD: Tensor, embedded_BSD: Tensor) -> Tensor:
+        """The input of the block (eq. 21), [B, S, D]."""
+        both = torch.cat((self.enorm(embedded_BSD), self.hnorm(hidden_BSD)), dim=-1)
+        joined_BSD: Tensor = self.eh_proj(both)
+        return joined_BSD

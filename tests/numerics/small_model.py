@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +122,19 @@ def batch(config: ModelConfig, sequences: int, length: int, *, seed: int = 5) ->
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(config.vocab_size, (sequences, length + 1), generator=generator)
     return [tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()]
+
+
+def counted_layer(counts: list[int]) -> Any:
+    """What the bias rules touch of a MoE layer, and nothing else."""
+    zero = torch.zeros((), dtype=torch.int64)
+    return SimpleNamespace(
+        config=SimpleNamespace(num_experts_per_tok=1),
+        tokens_per_expert_E=torch.tensor(counts),
+        sequence_peaks=zero.clone(),
+        routed_sequences=zero.clone(),
+        saturated_scores=zero.clone(),
+        router=SimpleNamespace(e_score_correction_bias=torch.zeros(len(counts))),
+    )
 
 
 @contextmanager

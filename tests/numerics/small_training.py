@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,18 +58,20 @@ def training(*overrides: str) -> Iterator[Trainer]:
     samples: Any = Samples(config.model.vocab_size)
     validation = [ValidationSample("a", samples[10**6 + n], 50) for n in range(4)]
     try:
-        yield Trainer(
-            config=config,
-            device=device,
-            model=model,
-            engine=engine,
-            samples=samples,
-            validation=validation,
-            checkpoints=SimpleNamespace(newest=None),  # type: ignore[arg-type]
-            reporter=SimpleNamespace(evaluation=lambda line: None),  # type: ignore[arg-type]
-            stop=SimpleNamespace(requested=False),  # type: ignore[arg-type]
-            position=Position(),
-        )
+        known = {
+            "config": config,
+            "device": device,
+            "model": model,
+            "engine": engine,
+            "samples": samples,
+            "validation": validation,
+            "position": Position(),
+            "checkpoints": SimpleNamespace(newest=None),
+            "reporter": SimpleNamespace(evaluation=lambda line: None),
+            "stop": SimpleNamespace(requested=False),
+            "alarms": SimpleNamespace(after_step=lambda step, load: []),
+        }
+        yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:
         engine.close()
 

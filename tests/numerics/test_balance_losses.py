@@ -1,6 +1,5 @@
 """Balance losses and bias rules against loops written from the formulas: values and gradients."""
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -13,8 +12,16 @@ from dsv3.config.balance import BalanceConfig
 from dsv3.model.transformer import Transformer
 from dsv3.train.balancing import count_batch, take_load, update_biases
 from numerics import balance_oracle as oracle
-from numerics.small_model import ARMS, balance, batch, build, model_config, router_inputs
-from numerics.small_model import router_logits as logits_of
+from numerics.small_model import (
+    ARMS,
+    balance,
+    batch,
+    build,
+    counted_layer,
+    model_config,
+    router_inputs,
+    router_logits,
+)
 
 # Below this gap an ulp of FP32 could send a token to another expert than the FP64 oracle's.
 CLEAR = 1e-5
@@ -151,7 +158,7 @@ def test_loss_of_a_batch_in_micro_batches_is_that_of_the_whole(case: Case, score
     with router_inputs(model) as seen:
         model(ids, labels)
     take_load({name: moe})
-    logits_BSE = logits_of(model, name, seen[name][0], case.sequences)
+    logits_BSE = router_logits(model, name, seen[name][0], case.sequences)
     whole, margin = by_formula(logits_BSE, moe.router.e_score_correction_bias, model, arm)
     assume(margin > CLEAR)
 
@@ -183,7 +190,7 @@ def compare_one_layer(case: Case, arm: BalanceConfig) -> None:
         losses = model(ids, labels)
     ((name, moe),) = model.moe_layers().items()
     (x_TD,) = seen[name]
-    logits_BSE = logits_of(model, name, x_TD, case.sequences)
+    logits_BSE = router_logits(model, name, x_TD, case.sequences)
     bias_E = moe.router.e_score_correction_bias
     wanted, margin = by_formula(logits_BSE, bias_E, model, arm)
     assume(margin > CLEAR)
@@ -205,7 +212,7 @@ def test_layers_are_summed_and_gradients_of_the_whole_model_agree(strategy: str)
     assert len(seen) == 3
     total = torch.zeros((), dtype=torch.float64)
     for name, moe in model.moe_layers().items():
-        logits_BSE = logits_of(model, name, seen[name][0], 3)
+        logits_BSE = router_logits(model, name, seen[name][0], 3)
         loss, margin = by_formula(logits_BSE, moe.router.e_score_correction_bias, model, arm)
         assert margin > CLEAR, "another seed: a selection of this one is too close to compare"
         total = total + loss
@@ -221,7 +228,7 @@ def test_layers_are_summed_and_gradients_of_the_whole_model_agree(strategy: str)
 )
 @EXAMPLES
 def test_bias_rules(counts: list[int], rule: str, speed: float, fraction: float) -> None:
-    layers = {"a": Layer(counts), "b": Layer(counts[::-1])}
+    layers = {"a": counted_layer(counts), "b": counted_layer(counts[::-1])}
     before = torch.linspace(-0.75, 0.5, len(counts))
     for layer in layers.values():
         layer.router.e_score_correction_bias.copy_(before)
@@ -235,11 +242,3 @@ def test_bias_rules(counts: list[int], rule: str, speed: float, fraction: float)
         torch.testing.assert_close(moved, before + moves, rtol=3e-7, atol=1.2e-7)
         if rule == "sign":
             assert torch.equal(moved, before + moves), "one product and one sum, rounded alike"
-
-
-class Layer:
-    """What the rules touch of a MoE layer, and nothing else."""
-
-    def __init__(self, counts: list[int]) -> None:
-        self.tokens_per_expert_E = torch.tensor(counts)
-        self.router = SimpleNamespace(e_score_correction_bias=torch.zeros(len(counts)))

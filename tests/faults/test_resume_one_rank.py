@@ -21,6 +21,12 @@ STEPS = 150
 # rank: nothing is saved, and what it did since its last checkpoint has to be done again.
 CUTS = {"SIGTERM": 85, "SIGINT": 130, "SIGKILL": 8}
 
+# What has state of its own: biases, those of the MTP module too, and the counts of the step before.
+ARMS = {
+    "aux_free": ["balance=aux_free", "mtp=depth1"],
+    "previous_step": ["balance=aux_batch", "balance.batch_counts=previous_step"],
+}
+
 
 @dataclass
 class Ended:
@@ -79,11 +85,11 @@ def paused(words, cwd, run: Path, step: int):
                 os.kill(rank, signal.SIGCONT)  # it follows its launcher
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+@pytest.fixture(scope="module", params=ARMS)
+def reference(request, tmp_path_factory):
     """One uninterrupted run, and the words that ask for it."""
     home = tmp_path_factory.mktemp("reference")
-    words = overrides(write_text(home / "text.jsonl"), steps=STEPS)
+    words = [*overrides(write_text(home / "text.jsonl"), steps=STEPS), *ARMS[request.param]]
     return words, finish([*words, "run_root=whole"], home), home
 
 

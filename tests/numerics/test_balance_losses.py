@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsv3.config.balance import BalanceConfig
 from dsv3.model.transformer import Transformer
-from dsv3.train.balancing import count_batch, take_load, update_biases
+from dsv3.train.balancing import count_batch, keep_for_next_step, take_load, update_biases
 from numerics import balance_oracle as oracle
 from numerics.small_model import (
     ARMS,
@@ -218,6 +218,36 @@ def test_layers_are_summed_and_gradients_of_the_whole_model_agree(strategy: str)
         total = total + loss
     assert losses.balance.item() == pytest.approx(total.item(), rel=1e-5)
     require_equal_gradients(losses.balance, total, model)
+
+
+def test_the_load_of_the_step_before() -> None:
+    """`previous_step`: an even load in the first step, then f of the batch before."""
+    arm = balance(**ARMS["aux_batch"], batch_counts="previous_step", aux_loss_scores="plain")
+    model = build(model_config(), balance=arm)
+    layers, c = model.moe_layers(), model.config
+    ((name, moe),) = layers.items()
+    losses, scores = [], []
+    for seed in (1, 2):
+        with router_inputs(model) as seen:
+            losses.append(model(*batch(c, 2, 6, seed=seed)).balance.item())
+        keep_for_next_step(layers, take_load(layers), arm)
+        logits_BSE = router_logits(model, name, seen[name][0], 2)
+        scores.append(oracle.scores_of(logits_BSE, c.scoring_func))
+    before = oracle.routed(
+        scores[0],
+        moe.router.e_score_correction_bias.tolist(),
+        top_k=c.num_experts_per_tok,
+        n_group=c.n_group,
+        topk_group=c.topk_group,
+    )
+    assert before.margin > CLEAR
+    everybody = [[set(range(8))] * 6] * 2  # with top_k = 8 the load of every expert is 1
+    even = oracle.batch_loss(scores[0], everybody, top_k=8, normalised=False)
+    later = oracle.batch_loss(
+        scores[1], before.selection, top_k=c.num_experts_per_tok, normalised=False
+    )
+    # FP32 sums of a few dozen scores.
+    assert losses == pytest.approx([0.6 * even.item(), 0.6 * later.item()], rel=1e-5)
 
 
 @given(

@@ -89,7 +89,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.engine.optimizer_step == 1
     scale = 1 - trainer.config.optimizer.beta1
     return {
-        fragment.key.removeprefix("exp_avg/"): fragment.data / scale
+        fragment.key.removeprefix("exp_avg/"): fragment.data.view(fragment.shape) / scale
         for fragment in trainer.engine.fragments()
         if fragment.key.startswith("exp_avg/")
     }

@@ -41,14 +41,6 @@ def test_selection_equals_the_oracle(
         assert set(ids[token].tolist()) == expected
 
 
-def test_masked_groups_lose_against_negative_biased_scores() -> None:
-    """With every biased score below zero, a mask of zero would win over the best groups."""
-    scores = torch.tensor([[0.9, 0.8, 0.1, 0.1]])
-    bias = torch.full((4,), -10.0)
-    ids = select_experts(scores, bias, top_k=2, n_group=2, topk_group=1)
-    assert set(ids[0].tolist()) == {0, 1}
-
-
 def test_weights_come_from_scores_without_bias() -> None:
     scores = torch.tensor([[0.2, 0.4, 0.6]])
     ids = torch.tensor([[2, 0]])

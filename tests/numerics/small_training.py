@@ -1,0 +1,95 @@
+"""Real optimizer steps of a small model on made-up tokens, without a run directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv3.config.compose import compose
+from dsv3.data.samples import ValidationSample
+from dsv3.train.build import build_engine, build_model
+from dsv3.train.loop import Trainer
+from dsv3.train.position import Position
+
+SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE = 12, 4
+STEPS = 8
+OVERRIDES = [
+    "model=moe_nano",
+    "model.vocab_size=261",
+    "model.hidden_size=16",
+    "model.num_hidden_layers=3",
+    "model.intermediate_size=24",
+    "model.moe_intermediate_size=8",
+    "model.n_routed_experts=8",
+    "model.n_group=4",
+    "model.topk_group=2",
+    "model.initializer_range=0.3",
+    f"schedule.sequence_length={SEQUENCE_LENGTH}",
+    f"schedule.global_batch_size={GLOBAL_BATCH_SIZE}",
+    "schedule.batch_size_quantum=1",
+    "schedule.micro_batch_size=4",
+    f"schedule.total_tokens={STEPS * SEQUENCE_LENGTH * GLOBAL_BATCH_SIZE}",
+    "optimizer.gradient_clipping=1e9",
+]
+
+
+class Samples:
+    """Sample n is a function of n."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        return np.random.default_rng(n).integers(self.vocab_size, size=SEQUENCE_LENGTH + 1)
+
+
+@contextmanager
+def training(*overrides: str) -> Iterator[Trainer]:
+    """A trainer at its first step, in a process group that exists already."""
+    config = compose([*OVERRIDES, *overrides]).config
+    device = torch.device("cpu")
+    model = build_model(config, device)
+    engine = build_engine(model, config, device)
+    samples: Any = Samples(config.model.vocab_size)
+    validation = [ValidationSample("a", samples[10**6 + n], 50) for n in range(4)]
+    try:
+        known = {
+            "config": config,
+            "device": device,
+            "model": model,
+            "engine": engine,
+            "samples": samples,
+            "validation": validation,
+            "position": Position(),
+            "checkpoints": SimpleNamespace(newest=None),
+            "reporter": SimpleNamespace(evaluation=lambda line: None),
+            "stop": SimpleNamespace(requested=False),
+            "alarms": SimpleNamespace(after_step=lambda step, load: []),
+        }
+        yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
+    finally:
+        engine.close()
+
+
+def biases(trainer: Trainer) -> dict[str, Tensor]:
+    """A copy of every expert bias, by layer."""
+    return {
+        name: moe.router.e_score_correction_bias.clone()
+        for name, moe in trainer.model.moe_layers().items()
+    }
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """The unclipped gradient of the first step, by parameter: a tenth of it is Adam's moment."""
+    assert trainer.engine.optimizer_step == 1
+    scale = 1 - trainer.config.optimizer.beta1
+    return {
+        fragment.key.removeprefix("exp_avg/"): fragment.data.view(fragment.shape) / scale
+        for fragment in trainer.engine.fragments()
+        if fragment.key.startswith("exp_avg/")
+    }

@@ -92,7 +92,12 @@ def model_config(**changes: object) -> ModelConfig:
         "rope_scaling": None,
         "rms_norm_eps": 1e-6,
         "initializer_range": 0.3,
-        "aux_loss_coeffs": {"sequence": 1e-3, "device": 5e-2, "communication": 2e-2},
+        "balance_strengths": {
+            "bias_update_speed": 1e-3,
+            "sequence": 1e-3,
+            "device": 5e-2,
+            "communication": 2e-2,
+        },
     }
     return ModelConfig.model_validate(fields | changes)
 
@@ -131,7 +136,6 @@ def counted_layer(counts: list[int]) -> Any:
         config=SimpleNamespace(num_experts_per_tok=1),
         tokens_per_expert_E=torch.tensor(counts),
         sequence_peaks=zero.clone(),
-        routed_sequences=zero.clone(),
         saturated_scores=zero.clone(),
         router=SimpleNamespace(e_score_correction_bias=torch.zeros(len(counts))),
     )

@@ -32,6 +32,8 @@ OVERRIDES = [
     f"schedule.sequence_length={SEQUENCE_LENGTH}",
     f"schedule.global_batch_size={GLOBAL_BATCH_SIZE}",
     "schedule.batch_size_quantum=1",
+    "schedule.batch_size_curve.start=1.0",
+    "schedule.batch_size_curve.phases=[]",
     "schedule.micro_batch_size=4",
     f"schedule.total_tokens={STEPS * SEQUENCE_LENGTH * GLOBAL_BATCH_SIZE}",
     "optimizer.gradient_clipping=1e9",
@@ -59,6 +61,8 @@ def training(*overrides: str) -> Iterator[Trainer]:
     validation = [ValidationSample("a", samples[10**6 + n], 50) for n in range(4)]
     try:
         known = {
+            "run": None,
+            "layers": model.moe_layers(),
             "config": config,
             "device": device,
             "model": model,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dsv3.config.balance import BalanceConfig
 from dsv3.model.transformer import Transformer
-from dsv3.train.balancing import count_batch, keep_for_next_step, take_load, update_biases
+from dsv3.train.balancing import count_batch, keep_for_next_step, update_biases
+from dsv3.train.load import take_load
 from numerics import balance_oracle as oracle
 from numerics.small_model import (
     ARMS,
@@ -263,7 +264,7 @@ def test_bias_rules(counts: list[int], rule: str, speed: float, fraction: float)
     for layer in layers.values():
         layer.router.e_score_correction_bias.copy_(before)
     arm = balance(strategy="aux_free", bias_update_speed=speed, bias_update_rule=rule)
-    update_biases(layers, take_load(layers), arm, fraction)
+    update_biases(layers, take_load(layers), arm, gamma=speed * fraction)
     for name, order in (("a", counts), ("b", counts[::-1])):
         moves = torch.tensor(oracle.bias_moves(order, rule, speed * fraction))
         moved = layers[name].router.e_score_correction_bias

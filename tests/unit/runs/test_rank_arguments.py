@@ -21,5 +21,5 @@ def test_the_frozen_configuration_is_the_default() -> None:
 @pytest.mark.parametrize("step", [None, 0, 40])
 @pytest.mark.parametrize("quiet", [False, True])
 def test_arguments_of_an_evaluation_survive_too(step: int | None, quiet: bool) -> None:
-    arguments = EvaluationArguments(Path("a b"), "config.yaml", Path("/tmp/r"), step, quiet)
+    arguments = EvaluationArguments(Path("a b"), "config.yaml", Path("r/t"), step, quiet)
     assert EvaluationArguments.from_argv(arguments.to_argv()) == arguments

@@ -117,7 +117,6 @@ class Routed:
         return layer(
             self.counts(self.sequences),
             peaks=sum(max(self.counts([sequence])) for sequence in self.sequences),
-            sequences=len(self.sequences),
             saturated=self.saturated,
             top_k=self.top_k,
             bias=self.bias,

@@ -69,7 +69,8 @@ def test_a_million_tokens_walk_through_every_phase_of_the_report(model: str) -> 
         assert values["lr"] == pytest.approx(lr, rel=1e-12)
         batch = report_batch(begin, peak=8, quantum=2)
         assert values["batch_size"] == batch == after.samples - before.samples
-        assert values["bias_update_speed"] == (0.001 if end <= Fraction("14.3") else 0.0)
+        gamma = config.balance.bias_update_speed
+        assert values["bias_update_speed"] == (gamma if end <= Fraction("14.3") else 0.0)
         assert values["mtp_loss_coeff"] == (0.3 if end <= 10 else 0.1)
         phase = sum(end > each for each in map(Fraction, ("0.296", "10", "14.3", "14.633")))
         seen.add(("lr", phase))

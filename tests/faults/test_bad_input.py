@@ -39,13 +39,18 @@ def ask(tmp_path, monkeypatch, capsys):
             assert json.loads(captured.out)["error"]["exit_code"] == code
         else:
             assert captured.out == ""
-        lines = [line for line in captured.err.splitlines() if not line.startswith("data: ")]
+        lines = without_notes(captured.err)
         assert lines
         assert all(line.startswith(f"error[{ID[code]}]: ") for line in lines), lines
         assert files(tmp_path) == before
         return lines
 
     return refused
+
+
+def without_notes(err):
+    """Lines of stderr without progress and warnings."""
+    return [line for line in err.splitlines() if not line.startswith(("data: ", "warning["))]
 
 
 ID = {2: "config", 3: "capacity", 4: "checkpoint", 6: "data"}
@@ -117,7 +122,8 @@ CONFIGURATION = {
     "run.tag=\udcff": ["run.tag=\\udcff: must be UTF-8 text"],
     "run_root=": ["run_root=: must be a text that is not empty"],
     "checkpoint.resume=maybe": ["must be one of auto, must, never"],
-    "parallelism.expert_parallel_size=3 schedule.global_batch_size=24": [
+    "parallelism.expert_parallel_size=3 schedule.global_batch_size=24"
+    " schedule.batch_size_quantum=24": [
         "parallelism.expert_parallel_size=3: must divide model.n_routed_experts=32"
     ],
     "--config-dir nowhere": ["--config-dir nowhere: does not exist"],
@@ -322,7 +328,7 @@ def test_storage_that_is_read_only_or_full(tmp_path):
         "prepared",
         "full/prepared:",
     ]
-    lines = [line for line in process.stderr.splitlines() if not line.startswith("data: ")]
+    lines = without_notes(process.stderr)
     assert [line.split(": ")[1] for line in lines[1:4]] == [
         "run_root=fixed",
         "run_root=fixed/old",
@@ -357,7 +363,7 @@ def test_directories_one_may_not_enter(tmp_path):
     if "setpriv:" in process.stderr:
         pytest.skip(f"root keeps its powers here: {process.stderr}")
     assert process.stdout.split() == ["3", "3", "3", "3", "6", "6"], process.stderr
-    said = process.stderr.splitlines()
+    said = without_notes(process.stderr)
     assert len(said) == 6
     assert [line.split(":")[1].strip() for line in said] == [
         "run_root=closed",

@@ -112,7 +112,7 @@ def lint(
         arms = [compose(overrides, config_dir=config_dir)]
     configs = [arm.config for arm in arms]
     if strict:
-        warn(configs, strict=True)
+        warn(configs, strict=True, quiet=as_json)
     findings = lint_all(configs)
     if as_json:
         write_json(

@@ -10,15 +10,15 @@ from dsv3.config.root import RunConfig
 from dsv3.errors import ConfigError
 
 
-def warn(configs: Sequence[RunConfig], *, strict: bool) -> None:
-    """Print every warning about any of the runs on stderr, each once.
+def warn(configs: Sequence[RunConfig], *, strict: bool, quiet: bool) -> None:
+    """Print every warning about any of the runs on stderr, each once; `quiet`: they are data.
 
     Raises ConfigError with all of them if `strict` and there are any.
     """
     findings = lint_all(configs)
     if strict and findings:
         raise ConfigError([finding.as_problem() for finding in findings])
-    for finding in findings:
+    for finding in findings if not quiet else ():
         note(str(finding))
 
 

@@ -28,11 +28,11 @@ def plan(
         from dsv3.config.compose import compose_sweep
 
         runs = compose_sweep(overrides, config_dir=config_dir)
-        warn([run.config for run in runs], strict=strict)
+        warn([run.config for run in runs], strict=strict, quiet=as_json)
         _print_sweep(runs, as_json=as_json)
     else:
         composed = compose(overrides, config_dir=config_dir)
-        warn([composed.config], strict=strict)
+        warn([composed.config], strict=strict, quiet=as_json)
         _print_run(composed, as_json=as_json)
     return 0
 

@@ -73,7 +73,7 @@ def train(
     checked for every arm before the first one starts. `strict` refuses known traps, too.
     """
     arms = arms_of(overrides, multirun=multirun, config_dir=config_dir)
-    warn([arm.config for arm in arms], strict=strict)
+    warn([arm.config for arm in arms], strict=strict, quiet=as_json)
     if dry_run:
         _print_dry_run(arms, as_json=as_json)
         return 0

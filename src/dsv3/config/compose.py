@@ -247,7 +247,8 @@ def _resolved(ours: DictConfig) -> dict[str, Any]:
     except InterpolationResolutionError as error:
         others, complaint = _wrong_besides(ours), _complaint(error)
         # A key that is missing is told as such, not also by who refers to it.
-        if not any(f"'{other.setting}'" in complaint.rule for other in others):
+        referred = (f"'{other.setting}{end}" for other in others for end in ("'", "."))
+        if not any(words in complaint.rule for words in referred):
             others.append(complaint)
         raise ConfigError(others) from None
     return plain  # type: ignore[no-any-return]

@@ -90,7 +90,10 @@ def test_diff_of_a_sweep_is_the_difference_of_its_arms(capsys: Any) -> None:
         "arms": [["balance=none", "model=moe_nano"], ["balance=aux_free", "model=moe_nano"]],
         "differences": {
             "balance.strategy": ["none", "aux_free"],
-            "balance.bias_update_speed": [0.0, compose(["model=moe_nano"]).config.balance.bias_update_speed],
+            "balance.bias_update_speed": [
+                0.0,
+                compose(["model=moe_nano"]).config.balance.bias_update_speed,
+            ],
         },
     }
 

@@ -149,7 +149,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Evaluate a run, also one that is training: loss, bits per byte, load of the experts."""
+    """Evaluate a run: loss, bits per byte, load of the experts."""
     return _call("evaluate", "evaluate", run, overrides or [], step=step, as_json=as_json)
 
 

@@ -15,6 +15,7 @@ from dsv3.data.samples import ValidationSample
 from dsv3.train.build import build_engine, build_model
 from dsv3.train.loop import Trainer
 from dsv3.train.position import Position
+from dsv3.train.ranks import Ranks
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE = 12, 4
 STEPS = 8
@@ -62,6 +63,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
     try:
         known = {
             "run": None,
+            "ranks": Ranks(device),
             "layers": model.moe_layers(),
             "config": config,
             "device": device,

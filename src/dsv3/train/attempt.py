@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dsv3.checkpoint.collective import on_first
 from dsv3.config.root import RunConfig
 from dsv3.data.prepare import prepare
 from dsv3.data.prepared import Prepared
@@ -19,16 +20,18 @@ from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.loop import Trainer, train_to_end
-from dsv3.train.reporter import Reporter
+from dsv3.train.ranks import Ranks
+from dsv3.train.reporter import Nowhere, Reporter, Reports
 from dsv3.train.signals import StopRequest
 
 
 def train_attempt(
-    run: RunDirectory, arguments: RankArguments, stop: StopRequest, lock: RunLock
+    run: RunDirectory, arguments: RankArguments, stop: StopRequest, lock: RunLock | None
 ) -> None:
-    """Train under the run's lock, which is held, and write DONE; nothing if it is there already.
+    """Train under the run's lock and write DONE; nothing if it is there already.
 
-    Raises DataError if the data of the run changed, and whatever ends the training early.
+    The first rank holds the lock, and has the run's files to itself. Raises DataError if the data
+    of the run changed, and whatever ends the training early.
     """
     config = run.config(arguments.config_file)
     if run.result() is not None:
@@ -41,17 +44,25 @@ def train_attempt(
         data_fingerprint=prepared.fingerprint,
         threads_per_rank=torch.get_num_threads(),
     )
-    attempt = run.begin_attempt(lock, config, provenance)
     device = choose_device(config)
     with process_group(device):
-        result = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
-    run.mark_done(result | {"last_attempt_s": time.monotonic() - began_s})
+        ranks = Ranks(device)
+
+        def begin() -> int:
+            assert lock is not None, "the first rank holds the lock"
+            return run.begin_attempt(lock, config, provenance)
+
+        attempt = on_first(ranks, begin)
+        result = _train(run, config, prepared, ranks, device, attempt, arguments.quiet, stop)
+        if ranks.is_first:
+            run.mark_done(result | {"last_attempt_s": time.monotonic() - began_s})
 
 
 def _train(
     run: RunDirectory,
     config: RunConfig,
     prepared: Prepared,
+    ranks: Ranks,
     device: torch.device,
     attempt: int,
     quiet: bool,
@@ -59,9 +70,11 @@ def _train(
 ) -> dict[str, Any]:
     model = build_model(config, device)
     engine = build_engine(model, config, device)
-    checkpoints = Checkpoints(run, config, device=device)
+    checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
     position, alarms, skipped = checkpoints.resume(engine)
-    reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
+    reporter: Reports = Nowhere()
+    if ranks.is_first:
+        reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
     reporter.event("started", attempt=attempt, step=position.step, skipped_checkpoints=skipped)
     for text in skipped:
         reporter.note(f"passed over a checkpoint: {text}")
@@ -72,6 +85,7 @@ def _train(
     layers = model.moe_layers()
     trainer = Trainer(
         run=run,
+        ranks=ranks,
         config=config,
         device=device,
         model=model,

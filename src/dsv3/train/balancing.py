@@ -9,6 +9,7 @@ from dsv3.config.balance import BalanceConfig, BiasUpdateRule
 from dsv3.model.moe import MoE
 from dsv3.model.transformer import Transformer
 from dsv3.train.load import Load, take_load
+from dsv3.train.ranks import Ranks
 
 
 @torch.no_grad()
@@ -49,21 +50,23 @@ def count_batch(
     layers: Mapping[str, MoE],
     micro_batches: Sequence[Sequence[Tensor]],
     balance: BalanceConfig,
+    ranks: Ranks | None = None,
 ) -> None:
     """Give the layers the load of the coming global batch, for the exact loss per global batch.
 
     A pass without gradients over all micro batches, the first argument of each being its input
-    ids. A step of a single micro batch counts in its own pass, and the counts are left at zero.
+    ids. A step of a single micro batch, over all ranks, counts in its own pass, and the counts are
+    left at zero.
     """
     if balance.strategy != "aux_batch" or balance.batch_counts != "exact":
         return
-    if len(micro_batches) == 1:
+    if len(micro_batches) == 1 and (ranks is None or ranks.size == 1):
         for moe in layers.values():
             _batch_counts(moe).zero_()
         return
     for input_ids_BS, *_ in micro_batches:
         model.route(input_ids_BS)
-    remember_batch(layers, take_load(layers))
+    remember_batch(layers, take_load(layers, ranks))
 
 
 def remember_batch(layers: Mapping[str, MoE], load: Load) -> None:

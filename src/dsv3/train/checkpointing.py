@@ -17,9 +17,10 @@ from dsv3.runs.records import read_lines
 from dsv3.train.alarms import Alarms
 from dsv3.train.health import refuse_non_finite
 from dsv3.train.position import Position
+from dsv3.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    from dsv3.train.reporter import Reporter
+    from dsv3.train.reporter import Reports
 
 
 START_ANYWAY = "checkpoint.resume=auto starts the run where there is nothing"
@@ -34,14 +35,19 @@ class Resumed(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the rank that holds its lock."""
+    """The checkpoints of one run; every rank has one of these, and all ranks call it together."""
 
-    def __init__(self, run: RunDirectory, config: RunConfig, *, device: torch.device) -> None:
+    def __init__(
+        self, run: RunDirectory, config: RunConfig, *, device: torch.device, ranks: Ranks
+    ) -> None:
         self._run = run
         self._config = config
         self._device = device
+        self._ranks = ranks
         self._store = CheckpointStore(
-            run.checkpoints, Identity(run_id=run.id, config_sha256=identity_digest(config))
+            run.checkpoints,
+            Identity(run_id=run.id, config_sha256=identity_digest(config)),
+            collective=ranks,
         )
         self.newest: str | None = None
         self._saved_step: int | None = None
@@ -65,7 +71,7 @@ class Checkpoints:
         return Resumed(position, checkpoint.state["alarms"], skipped)
 
     def save(
-        self, engine: TrainingEngine, position: Position, alarms: Alarms, reporter: "Reporter"
+        self, engine: TrainingEngine, position: Position, alarms: Alarms, reporter: "Reports"
     ) -> None:
         """Write a checkpoint, unless this position is saved already; keep the newest few.
 
@@ -74,7 +80,7 @@ class Checkpoints:
         """
         if self._saved_step == position.step:
             return
-        refuse_non_finite(engine.fragments(), position, self.newest)
+        refuse_non_finite(engine.fragments(), position, self.newest, self._ranks)
         reporter.sync()
         path = self._store.save(
             engine.fragments(),
@@ -92,7 +98,8 @@ class Checkpoints:
     def _load(self, checkpoint: Checkpoint, engine: TrainingEngine) -> None:
         optimizer_step = checkpoint.root.optimizer_step
         self._store.require(checkpoint, engine.expected_tensors(optimizer_step))
-        rank_state = checkpoint.rank_state(0)
+        # Of this rank where the layout had it; nothing in training draws random numbers.
+        rank_state = checkpoint.rank_state(self._ranks.rank) or checkpoint.rank_state(0)
         assert rank_state is not None, "a checkpoint has at least one part"
         engine.prepare_load(optimizer_step)
         self._store.load(checkpoint, engine.fragments())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dsv3.model.transformer import Transformer
 from dsv3.train.load import dead_experts, load_entropy, max_violation
+from dsv3.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ class DomainLoadCounter:
             self._tokens[:, layer].index_add_(0, places_B, counts_BE)
             self._peaks[:, layer].index_add_(0, places_B, counts_BE.amax(1))
 
-    def finish(self) -> DomainLoad:
-        """What was counted."""
-        return DomainLoad(
-            self._domains, tuple(self._layers), self._tokens, self._peaks, self._sequences
-        )
+    def finish(self, ranks: Ranks | None = None) -> DomainLoad:
+        """What was counted, over all `ranks`."""
+        counts = (self._tokens, self._peaks, self._sequences)
+        if ranks is not None:
+            counts = (ranks.sum(counts[0]), ranks.sum(counts[1]), ranks.sum(counts[2]))
+        return DomainLoad(self._domains, tuple(self._layers), *counts)

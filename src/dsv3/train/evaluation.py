@@ -1,17 +1,17 @@
 """Held-out text: nats per token and bits per byte, in all and per domain, and the experts' load."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dsv3.data.samples import ValidationSample
 from dsv3.model.transformer import Transformer
 from dsv3.train.domain_load import DomainLoad, DomainLoadCounter
+from dsv3.train.ranks import Ranks
 
 
 @dataclass
@@ -101,40 +101,60 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     *,
+    ranks: Ranks | None = None,
     mtp_depth: int = 0,
     on_batch: Callable[[int, float], None] | None = None,
 ) -> Evaluation:
     """Evaluate `model`, which is in evaluation mode, on held-out samples of one length.
 
-    MTP modules are left out of loss and load. No random numbers are drawn, and nothing training
-    counts on is touched. `on_batch` is told the batches done and the loss of the last.
+    The batches are dealt out to `ranks`, and every rank has the whole result. MTP modules are left
+    out of loss and load. No random numbers are drawn, and nothing training counts on is touched.
+    `on_batch` is told the batches done here and the loss of the last.
     """
-    domains = {sample.domain for sample in samples}
-    tallies = {name: Tally() for name in sorted(domains)}
-    counter = DomainLoadCounter(model, sorted(domains))
-    accepted = torch.zeros(mtp_depth, dtype=torch.float64)
-    for batch, start in enumerate(range(0, len(samples), batch_size), start=1):
-        chunk = samples[start : start + batch_size]
+    counter = DomainLoadCounter(model, sorted({sample.domain for sample in samples}))
+    # What each sample and batch came to, in a place of its own: sums do not depend on the ranks.
+    nats_N = torch.zeros(len(samples), dtype=torch.float64)
+    starts = range(0, len(samples), batch_size)
+    accepted = torch.zeros(len(starts), mtp_depth, dtype=torch.float64)
+    for done, (batch, is_ours) in enumerate(_dealt(len(starts), ranks), start=1):
+        places = slice(starts[batch], starts[batch] + batch_size)
+        chunk = samples[places]
         ids = torch.from_numpy(np.stack([sample.ids for sample in chunk])).to(device)
         input_ids_BS, labels_BS = ids[:, :-1], ids[:, 1:]
         losses_BS = model.token_losses(input_ids_BS, labels_BS)
-        counter.add([sample.domain for sample in chunk])
-        _add(tallies, chunk, losses_BS)
+        if is_ours:
+            counter.add([sample.domain for sample in chunk])
+            nats_N[places] = losses_BS.double().sum(1).cpu()
         if mtp_depth > 0:
             # Every sequence has as many positions as another: their mean weighs by sequences.
-            rates = model.mtp_acceptance(input_ids_BS)
-            accepted += rates.cpu().double() * len(chunk)
+            rates = model.mtp_acceptance(input_ids_BS).cpu().double()
+            accepted[batch] = rates * len(chunk) if is_ours else 0
         if on_batch is not None:
-            on_batch(batch, float(losses_BS.mean()))
-    return Evaluation(tallies, counter.finish(), tuple((accepted / len(samples)).tolist()))
+            on_batch(done, float(losses_BS.mean()))
+    if ranks is not None:
+        nats_N, accepted = ranks.sum(nats_N), ranks.sum(accepted)
+    shares = [math.fsum(column) / len(samples) for column in accepted.t().tolist()]
+    return Evaluation(_tallies(samples, nats_N.tolist()), counter.finish(ranks), tuple(shares))
 
 
-def _add(tallies: dict[str, Tally], chunk: Sequence[ValidationSample], losses_BS: Tensor) -> None:
-    for sample, nats in zip(chunk, losses_BS.double().sum(1).tolist(), strict=True):
+def _dealt(batches: int, ranks: Ranks | None) -> Iterator[tuple[int, bool]]:
+    """This rank's batches; ranks that have fewer repeat the last, for nobody may run alone.
+
+    Tokens go to the experts of other ranks: all of them have to be there for every batch.
+    """
+    rank, size = (ranks.rank, ranks.size) if ranks is not None else (0, 1)
+    for first in range(0, batches, size):
+        yield min(first + rank, batches - 1), first + rank < batches
+
+
+def _tallies(samples: Sequence[ValidationSample], nats: Sequence[float]) -> dict[str, Tally]:
+    tallies = {name: Tally() for name in sorted({sample.domain for sample in samples})}
+    for sample, of_sample in zip(samples, nats, strict=True):
         tally = tallies[sample.domain]
-        tally.nats += nats
-        tally.tokens += losses_BS.shape[1]
+        tally.nats += of_sample
+        tally.tokens += len(sample.ids) - 1
         tally.bytes += sample.target_bytes
+    return tallies
 
 
 def _mean(values: Any) -> float:

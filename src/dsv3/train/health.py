@@ -7,13 +7,18 @@ from dsv3.engine.fragments import Fragment
 from dsv3.engine.health import NonFiniteError, non_finite_names
 from dsv3.errors import NumericHealthError, Problem
 from dsv3.train.position import Position
+from dsv3.train.ranks import Ranks
 
 
 def refuse_non_finite(
-    fragments: Iterable[Fragment], position: Position, last_good: str | None
+    fragments: Iterable[Fragment], position: Position, last_good: str | None, ranks: Ranks
 ) -> None:
-    """Raise NumericHealthError if the state is not worth saving: no run could go on from it."""
-    names = non_finite_names((fragment.key, fragment.data) for fragment in fragments)
+    """Raise NumericHealthError if the state is not worth saving: no run could go on from it.
+
+    On every rank if it is so on one.
+    """
+    here = non_finite_names((fragment.key, fragment.data) for fragment in fragments)
+    names = list(dict.fromkeys(name for found in ranks.all_gather(here) for name in found))
     if names:
         found = f"not finite after the update: {', '.join(names)}"
         raise _stopped(position.step, f"{found}; nothing was saved, and {_good(last_good)}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dsv3.model.moe import MoE
+from dsv3.train.ranks import Ranks
 
 PER_LAYER = (
     "max_violation",
@@ -77,8 +78,8 @@ class Load:
         return self.tokens_LE, self.sequence_peaks_L, self.saturated_scores_L
 
 
-def take_load(layers: Mapping[str, MoE]) -> Load:
-    """Read the counters of the step that just ended and set them back to zero."""
+def take_load(layers: Mapping[str, MoE], ranks: Ranks | None = None) -> Load:
+    """Read the counters of the step that just ended, over all ranks, and set them back to zero."""
     moes = list(layers.values())
     if not moes:
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -86,18 +87,15 @@ def take_load(layers: Mapping[str, MoE]) -> Load:
     tokens = [moe.tokens_per_expert_E for moe in moes]
     peaks = [moe.sequence_peaks.view(1) for moe in moes]
     saturated = [moe.saturated_scores.view(1) for moe in moes]
-    summed = _over_ranks(torch.cat([*tokens, *peaks, *saturated]))
+    summed = torch.cat([*tokens, *peaks, *saturated])
+    if ranks is not None:
+        summed = ranks.sum(summed)
     for counter in (*tokens, *peaks, *saturated):
         counter.zero_()
     sizes = [len(moes) * len(tokens[0]), len(moes), len(moes)]
     flat, peaks_L, saturated_L = summed.split(sizes)
     top_k = moes[0].config.num_experts_per_tok
     return Load(tuple(layers), top_k, flat.view(len(moes), -1), peaks_L, saturated_L)
-
-
-def _over_ranks(counts: Tensor) -> Tensor:
-    """Counts summed over the ranks that share the global batch: so far one holds all of it."""
-    return counts
 
 
 def max_violation(load_E: Tensor) -> float:

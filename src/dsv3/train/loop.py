@@ -23,8 +23,9 @@ from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_non_finite_loss, stopped_by
 from dsv3.train.load import load_record, take_load
 from dsv3.train.position import Position
-from dsv3.train.reporter import Record, Reporter
-from dsv3.train.signals import StopRequest
+from dsv3.train.ranks import Ranks
+from dsv3.train.reporter import Record, Reports
+from dsv3.train.signals import StopRequest, stopped_by_signal
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Trainer:
     """Everything a rank trains with."""
 
     run: RunDirectory
+    ranks: Ranks
     config: RunConfig
     device: torch.device
     model: Transformer
@@ -40,7 +42,7 @@ class Trainer:
     samples: TrainingSamples
     validation: list[ValidationSample]
     checkpoints: Checkpoints
-    reporter: Reporter
+    reporter: Reports
     stop: StopRequest
     position: Position
     alarms: Alarms
@@ -79,12 +81,12 @@ def train_step(trainer: Trainer) -> Record:
     values = in_force(trainer.config, tokens_before=before.tokens, tokens_after=after.tokens)
     micro_batches = _micro_batches(trainer, values.get("mtp_loss_coeff", 0.0))
     balance = trainer.config.balance
-    count_batch(trainer.model, layers, micro_batches, balance)
+    count_batch(trainer.model, layers, micro_batches, balance, trainer.ranks)
     try:
         result = trainer.engine.train_step(micro_batches, lr=values["lr"])
     except NonFiniteError as error:
         raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
-    load = take_load(layers)
+    load = take_load(layers, trainer.ranks)
     update_biases(layers, load, balance, gamma=values["bias_update_speed"])
     keep_for_next_step(layers, load, balance)
     trainer.position = after
@@ -111,10 +113,16 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
     batch_size, depth = config.schedule.micro_batch_size, config.mtp.num_nextn_predict_layers
     with trainer.engine.evaluating():
         evaluation = evaluate(
-            trainer.model, trainer.validation, batch_size, device, mtp_depth=depth
+            trainer.model,
+            trainer.validation,
+            batch_size,
+            device,
+            ranks=trainer.ranks,
+            mtp_depth=depth,
         )
     refuse_non_finite_loss(evaluation.loss, trainer.position, trainer.checkpoints.newest)
-    save_evaluation(trainer.run, config, device, trainer.position, evaluation, by_training=True)
+    if trainer.ranks.is_first:
+        save_evaluation(trainer.run, config, device, trainer.position, evaluation, by_training=True)
     line = {"kind": "eval", "step": trainer.position.step, "tokens": trainer.position.tokens}
     trainer.reporter.evaluation(line | evaluation.record())
     return evaluation
@@ -127,8 +135,9 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
     ranks = trainer.config.parallelism.data_parallel_size
     share = schedule.batch_size_at(position.tokens) // ranks
     size = schedule.micro_batch_size_of(share)
+    begin = position.samples + trainer.ranks.rank * share
     batches: list[tuple[Tensor, ...]] = []
-    for first in range(position.samples, position.samples + share, size):
+    for first in range(begin, begin + share, size):
         ids_BS, labels_BS = read_batch(trainer.samples, first, size)
         batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device), coeff))
     return batches
@@ -139,11 +148,12 @@ def _save(trainer: Trainer) -> None:
 
 
 def _stop_if_asked(trainer: Trainer) -> None:
-    if not trainer.stop.requested:
+    number = trainer.ranks.largest(trainer.stop.number)
+    if number == 0:
         return
     step = trainer.position.step
     if step > 0:
         _save(trainer)
-    error = trainer.stop.as_error(step)
+    error = stopped_by_signal(number, step)
     trainer.reporter.event("stopped", step=step, exit_code=error.exit_code)
     raise error

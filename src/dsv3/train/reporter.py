@@ -1,6 +1,6 @@
 """Where the figures of a run go: its files first, then the mirror and the terminal."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from dsv3.config.root import RunConfig
 from dsv3.runs.directory import RunDirectory
@@ -10,6 +10,56 @@ from dsv3.train.console import open_console
 from dsv3.train.tracking import open_mirror
 
 Record = dict[str, Any]
+
+
+class Reports(Protocol):
+    """What training tells: an optimizer step, an evaluation, an event, an alarm, a note."""
+
+    def step(self, record: Record) -> None:
+        """Take the line of an optimizer step."""
+
+    def evaluation(self, record: Record) -> None:
+        """Take the line of an evaluation."""
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Take an alarm."""
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Take an event."""
+
+    def note(self, text: str) -> None:
+        """Show a line to whoever watches."""
+
+    def sync(self) -> None:
+        """Have all lines so far on the disk."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class Nowhere:
+    """For every rank but the first, whose figures are the same."""
+
+    def step(self, record: Record) -> None:
+        """Nothing."""
+
+    def evaluation(self, record: Record) -> None:
+        """Nothing."""
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Nothing."""
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class Reporter:

@@ -50,13 +50,13 @@ class StopRequest:
         return self.signal is not None
 
     def as_error(self, step: int) -> Dsv3Error:
-        """The error that ends the rank once everything up to `step` is saved."""
-        assert self.signal is not None, "nobody asked to stop"
-        where = f"saved at step {step}" if step > 0 else "before the first step"
-        text = f"{self.signal.name}: {where}; ask for the same run again to go on"
-        if self.signal is signal.SIGINT:
-            return InterruptedError_(text)
-        return SavedForRequeueError(text)
+        """The error that ends this process once everything up to `step` is saved."""
+        return stopped_by_signal(self.number, step)
+
+    @property
+    def number(self) -> int:
+        """The signal's number, 0 if none came: for ranks to agree on."""
+        return 0 if self.signal is None else int(self.signal)
 
     def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
@@ -74,3 +74,11 @@ class StopRequest:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
+
+
+def stopped_by_signal(number: int, step: int) -> Dsv3Error:
+    """The error that ends a rank once everything up to `step` is saved; `number` is not 0."""
+    asked = signal.Signals(number)
+    where = f"saved at step {step}" if step > 0 else "before the first step"
+    text = f"{asked.name}: {where}; ask for the same run again to go on"
+    return InterruptedError_(text) if asked is signal.SIGINT else SavedForRequeueError(text)

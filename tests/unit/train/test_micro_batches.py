@@ -35,7 +35,11 @@ def test_a_run_uses_every_sample_once_and_in_order(largest: int, cuts: list[list
     position, used, seen = Position(), [], []
     while position.tokens < config.schedule.total_tokens:
         trainer: Any = SimpleNamespace(
-            config=config, position=position, samples=Numbered(), device=torch.device("cpu")
+            config=config,
+            position=position,
+            samples=Numbered(),
+            device=torch.device("cpu"),
+            ranks=SimpleNamespace(rank=0),
         )
         batches = _micro_batches(trainer, 0.3)
         sizes = [len(ids_BS) for ids_BS, *_ in batches]
@@ -45,3 +49,24 @@ def test_a_run_uses_every_sample_once_and_in_order(largest: int, cuts: list[list
         position = position.after_step(config.schedule)
     assert used == list(range(position.samples))
     assert seen == cuts
+
+
+@pytest.mark.parametrize("layout", ["dp2", "ep2"])
+def test_ranks_share_out_the_samples_of_each_step(layout: str) -> None:
+    overrides = ["model=moe_nano", "schedule.sequence_length=3", "schedule.total_tokens=10_000"]
+    config = compose([*overrides, f"parallelism={layout}", "schedule.micro_batch_size=2"]).config
+    position = Position()
+    while position.tokens < config.schedule.total_tokens:
+        after, used = position.after_step(config.schedule), []
+        for rank in range(2):
+            trainer: Any = SimpleNamespace(
+                config=config,
+                position=position,
+                samples=Numbered(),
+                device=torch.device("cpu"),
+                ranks=SimpleNamespace(rank=rank),
+            )
+            batches = _micro_batches(trainer, 0.0)
+            used += [int(sample_S[0]) for ids_BS, *_ in batches for sample_S in ids_BS]
+        assert used == list(range(position.samples, after.samples))
+        position = after

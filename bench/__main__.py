@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load metrics, speed against the peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load metrics, mechanisms, the peer."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench import load, startup, throughput
+from bench import load, mechanisms, startup, throughput
 
 
 def main() -> None:
@@ -24,13 +24,19 @@ def main() -> None:
         loads.append(cost)
         if not options.json:
             load.show(cost)
+    costs = []
+    for cost in mechanisms.measure(quick=options.quick):
+        costs.append(cost)
+        if not options.json:
+            mechanisms.show(cost)
     speeds = []
     for speed in throughput.measure(quick=options.quick):
         speeds.append(speed)
         if not options.json:
             throughput.show(speed)
     if options.json:
-        json.dump({"startup": starts, "load": loads, "throughput": speeds}, sys.stdout, indent=2)
+        found = {"startup": starts, "load": loads, "mechanisms": costs, "throughput": speeds}
+        json.dump(found, sys.stdout, indent=2)
 
 
 def _print_starts(starts: list[dict[str, object]]) -> None:

@@ -77,7 +77,7 @@ def table(arms: Arms, baseline: str) -> list[str]:
 
 
 def spread(values: list[float], *, signed: bool = False) -> str:
-    """`mean ± standard deviation`, in as many digits as the size of the mean asks for."""
+    """Mean and standard deviation, in as many digits as the size of the mean asks for."""
     if not values:
         return ""
     digits = 0 if abs(mean(values)) > 100 else 3 if signed or mean(values) < 10 else 2

@@ -76,7 +76,7 @@ def peer_side(config: RunConfig, experts: str, *, compiled: bool) -> Side:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     assert config.model.rope_scaling is None, "the peer is set up without YaRN"
-    values = config.model.model_dump(exclude={"name", "rope_scaling"})
+    values = config.model.model_dump(exclude={"name", "rope_scaling", "balance_strengths"})
     peer = DeepseekV3ForCausalLM(
         DeepseekV3Config(
             **values,

@@ -11,7 +11,7 @@ from torch import nn
 
 from dsv3.config.root import RunConfig
 from dsv3.engine.fragments import Fragment, FragmentedState
-from dsv3.engine.groups import parameter_groups, wrap
+from dsv3.engine.groups import expert_group, parameter_groups, wrap
 from dsv3.engine.health import (
     NonFiniteError,
     first_non_finite_module,
@@ -55,6 +55,7 @@ class TrainingEngine:
         self._device = torch.device(device)
         optimizer = config.optimizer
         self._largest_norm = optimizer.gradient_clipping
+        expert_group(config.parallelism)  # exists already if the model's dispatcher needed it
         wrapped = wrap(
             model,
             expert_parallel_size=config.parallelism.expert_parallel_size,

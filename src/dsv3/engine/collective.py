@@ -8,7 +8,7 @@ import torch.distributed
 
 
 class RankCollective:
-    """All ranks of the run; the `Collective` of `checkpoint` (every method but these is local)."""
+    """All ranks of the run, as the `Collective` that `checkpoint` asks for."""
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)  # NCCL moves tensors of the GPU only

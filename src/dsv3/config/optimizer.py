@@ -1,5 +1,7 @@
 """`optimizer`: AdamW and the clipping of the gradient."""
 
+from typing import Literal
+
 from dsv3.config.section import Section, field
 
 
@@ -11,3 +13,6 @@ class OptimizerConfig(Section):
     eps: float = field("Added to the root of the second moment.", gt=0)
     weight_decay: float = field("Decoupled weight decay.", ge=0)
     gradient_clipping: float = field("Largest global gradient norm.", gt=0)
+    moment_dtype: Literal["fp32", "bf16"] = field(
+        "Type in which both moments are kept; they are updated in FP32."
+    )

@@ -10,6 +10,7 @@ from dsv3.config.suggest import listed
 from dsv3.errors import Problem
 
 LARGEST_SUGGESTION = 4096
+LARGEST_BF16_BETA = 0.996  # BF16 has 8 bits: half a last place is up to 2^-8 of a number
 SMALLEST_FP32, LARGEST_FP32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
@@ -285,6 +286,20 @@ def mtp_weight_has_its_modules(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def moments_can_decay(config: RunConfig) -> Iterator[Problem]:
+    """Rounded to BF16, a moment that shrinks by less than half a last place stays for ever."""
+    optimizer = config.optimizer
+    if optimizer.moment_dtype != "bf16":
+        return
+    for name in ("beta1", "beta2"):
+        if getattr(optimizer, name) > LARGEST_BF16_BETA:
+            yield Problem(
+                f"optimizer.{name}={getattr(optimizer, name):g}",
+                "is too near to 1 for optimizer.moment_dtype=bf16: rounding undoes the decay",
+                f"use at most {LARGEST_BF16_BETA}, or optimizer.moment_dtype=fp32",
+            )
+
+
 def numbers_fit_fp32(config: RunConfig) -> Iterator[Problem]:
     """Beyond these bounds a number is infinite or zero by the time it meets a tensor."""
     for key, value in leaves(config.model_dump(mode="json")):
@@ -350,6 +365,7 @@ RULES = (
     batch_loss_counts_what_is_routed,
     mtp_leaves_tokens_to_predict,
     mtp_weight_has_its_modules,
+    moments_can_decay,
     numbers_fit_fp32,
     batch_is_whole_quanta,
     quanta_divide_over_ranks,

@@ -10,8 +10,9 @@ import torch.distributed
 from torch import nn
 
 from dsv3.config.root import RunConfig
+from dsv3.engine.adamw import MOMENT_DTYPES, make_adamw
 from dsv3.engine.fragments import Fragment, FragmentedState
-from dsv3.engine.groups import parameter_groups, wrap
+from dsv3.engine.groups import expert_group, parameter_groups, wrap
 from dsv3.engine.health import (
     NonFiniteError,
     first_non_finite_module,
@@ -37,7 +38,7 @@ class StepResult(NamedTuple):
 
 
 class TrainingEngine:
-    """A model under ZeRO with FP32 master weights, fused AdamW and a clipped gradient.
+    """A model under ZeRO with FP32 master weights, AdamW and a clipped gradient.
 
     `distributed.start` must have run. `expert_parameter` tells by canonical name which parameters
     are stacked experts, of which this rank holds one slice of the global expert dimension.
@@ -55,23 +56,21 @@ class TrainingEngine:
         self._device = torch.device(device)
         optimizer = config.optimizer
         self._largest_norm = optimizer.gradient_clipping
+        expert_group(config.parallelism)  # exists already if the model's dispatcher needed it
         wrapped = wrap(
             model,
             expert_parallel_size=config.parallelism.expert_parallel_size,
             expert_parameter=expert_parameter,
         )
-        adamw = torch.optim.AdamW(
-            parameter_groups(model, weight_decay=optimizer.weight_decay),
-            lr=0.0,  # train_step sets it
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            fused=True,
+        adamw = make_adamw(
+            parameter_groups(model, weight_decay=optimizer.weight_decay), optimizer
         )
         self._engine, *_ = deepspeed.initialize(
             model=wrapped, optimizer=adamw, config=deepspeed_settings(config)
         )
         self._zero = ZeroState(self._engine.optimizer)
-        self._state = FragmentedState(model, self._zero)
+        moment_dtype = MOMENT_DTYPES[optimizer.moment_dtype]
+        self._state = FragmentedState(model, self._zero, moment_dtype=moment_dtype)
 
     @property
     def optimizer_step(self) -> int:

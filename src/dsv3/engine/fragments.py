@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from dsv3.engine.adamw import MOMENTS
 from dsv3.engine.groups import is_expert
 from dsv3.engine.vendor import groups as deepspeed_groups
 from dsv3.engine.zero import FlatGroup, ZeroState
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Fragment(NamedTuple):
@@ -41,9 +40,12 @@ class Slice(NamedTuple):
 class FragmentedState:
     """The engine's state under canonical names: what a checkpoint saves and loads."""
 
-    def __init__(self, model: nn.Module, zero: ZeroState) -> None:
+    def __init__(
+        self, model: nn.Module, zero: ZeroState, *, moment_dtype: torch.dtype = torch.float32
+    ) -> None:
         self._model = model
         self._zero = zero
+        self._dtypes = {"master": torch.float32} | dict.fromkeys(MOMENTS, moment_dtype)
         self._names = {id(p): name for name, p in model.named_parameters()}
 
     def name(self, parameter: nn.Parameter) -> str:
@@ -78,7 +80,7 @@ class FragmentedState:
         """Global shape and dtype by key after `optimizer_step` updates, of this rank's layers."""
         kinds = ("master", *MOMENTS) if optimizer_step > 0 else ("master",)
         tensors = {
-            f"{kind}/{self.name(p)}": (_global_extent(p)[0], torch.float32)
+            f"{kind}/{self.name(p)}": (_global_extent(p)[0], self._dtypes[kind])
             for group in self._zero.flat_groups()
             for p in group.parameters
             for kind in kinds
@@ -107,7 +109,10 @@ class FragmentedState:
                 base.state[group.master] = {
                     # Fused Adam reads its counter on the parameter's device.
                     "step": torch.tensor(float(optimizer_step), device=group.master.device),
-                    **{kind: torch.zeros_like(group.master.detach()) for kind in MOMENTS},
+                    **{
+                        kind: torch.zeros_like(group.master.detach(), dtype=self._dtypes[kind])
+                        for kind in MOMENTS
+                    },
                 }
 
     def _slices(self, group: FlatGroup) -> Iterator[Slice]:

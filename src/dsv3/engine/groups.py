@@ -2,19 +2,47 @@
 
 DeepSpeed averages a parameter over all data ranks unless it is tagged as an expert's, and believes
 in expert groups only if the module tree holds one of its own MoE layers. The model stays free of
-both: `Trained` wraps it and carries a marker layer without parameters.
+both: `Trained` wraps it and carries a marker layer without parameters. The groups of ranks are made
+before the model, by `expert_group`, because the model's dispatcher needs one of them.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import nn
 
+from dsv3.config.parallelism import ParallelismConfig
 from dsv3.engine.vendor import MoE
 from dsv3.engine.vendor import groups as deepspeed_groups
+from dsv3.parallel.mesh import place_of
 
 ParameterGroup = dict[str, Any]
+
+
+def expert_group(layout: ParallelismConfig) -> torch.distributed.ProcessGroup:
+    """The ranks that together hold one replica of all experts, this one among them.
+
+    The first call since `distributed.start` creates this group and the expert-data groups of
+    DeepSpeed (collective); later ones return it.
+    """
+    name = expert_group_name(layout.expert_parallel_size)
+    if name not in deepspeed_groups._get_expert_parallel_group_dict():
+        deepspeed_groups._create_expert_and_data_parallel(
+            layout.expert_parallel_size, pp_size=layout.pipeline_parallel_size
+        )
+    world = torch.distributed.get_world_size()
+    assert world == layout.world_size, f"{world=} {layout.world_size=}"
+    place = place_of(layout, torch.distributed.get_rank())
+    # The order in the group says which experts a rank holds, so a wrong one trains wrong experts.
+    for ranks, expected in (
+        (deepspeed_groups._get_expert_parallel_group_ranks(name), place.expert_ranks),
+        (deepspeed_groups._get_expert_data_parallel_group_ranks(name), place.expert_data_ranks),
+    ):
+        assert list(ranks) == list(expected), f"{name} {ranks=} {expected=}"
+    group: torch.distributed.ProcessGroup = deepspeed_groups._get_expert_parallel_group(name)
+    return group
 
 
 class ExpertMarker(MoE):  # type: ignore[misc]
@@ -28,11 +56,8 @@ class ExpertMarker(MoE):  # type: ignore[misc]
         self.expert_group_name = expert_group_name(expert_parallel_size)
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Create the expert and expert-data groups; called once by the DeepSpeed engine."""
-        if self.expert_group_name not in deepspeed_groups._get_expert_parallel_group_dict():
-            deepspeed_groups._create_expert_and_data_parallel(
-                self.ep_size, use_data_before_expert_parallel_=use_data_before_expert_parallel_
-            )
+        """Called by the DeepSpeed engine, for layers to create their groups: they exist."""
+        assert self.expert_group_name in deepspeed_groups._get_expert_parallel_group_dict()
 
 
 class Trained(nn.Module):

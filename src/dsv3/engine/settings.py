@@ -21,6 +21,7 @@ def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "train_batch_size": micro_batch_size * config.parallelism.data_parallel_size,
         "gradient_clipping": 0.0,  # TrainingEngine clips
+        "zero_allow_untested_optimizer": config.optimizer.moment_dtype != "fp32",  # our own class
         # bf16 runs would reduce gradients in bf16 even when they accumulate in FP32.
         "communication_data_type": "fp32",
         "zero_optimization": {

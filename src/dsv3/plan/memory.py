@@ -14,8 +14,9 @@ from dsv3.plan.parameters import ParameterCounts, count_mtp, count_parameters
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2}
 # Gradients are accumulated in FP32 in every recipe.
 BYTES_PER_GRADIENT = 4
-# FP32 master weight and the two moments of AdamW; DeepSpeed keeps a master beside FP32 weights too.
-BYTES_PER_OPTIMIZER_STATE = 12
+# DeepSpeed keeps a master beside FP32 weights too.
+BYTES_PER_MASTER = 4
+BYTES_PER_MOMENT = {"fp32": 4, "bf16": 2}  # of which AdamW has two
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def _rank_bytes(stage: StageWeights, config: RunConfig) -> StateBytes:
     held = stage.dense + experts
     sharded = _shard(stage.dense, layout.data_parallel_size)
     sharded += _shard(experts, layout.expert_data_parallel_size)
+    state_bytes = BYTES_PER_MASTER + 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype]
     return StateBytes(
         weights=held * BYTES_PER_WEIGHT[config.precision.recipe],
         gradients=_gradients(layout, held, sharded) * BYTES_PER_GRADIENT,
-        optimizer=sharded * BYTES_PER_OPTIMIZER_STATE,
+        optimizer=sharded * state_bytes,
     )
 
 

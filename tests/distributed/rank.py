@@ -1,0 +1,32 @@
+"""One rank: joins the others, runs the cases of their number, writes what it found."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from safetensors.torch import save_file
+
+from distributed.group_cases import GROUP_CASES
+from distributed.token_cases import TOKEN_CASES
+from distributed.training_cases import TRAINING_CASES
+from dsv3.engine import distributed
+
+
+def main(directory: Path) -> None:
+    """Run everything; a case returns JSON and tensors by name."""
+    values, tensors = {}, {}
+    with distributed.process_group("cpu"):
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for name, case in (GROUP_CASES | TOKEN_CASES | TRAINING_CASES[world]).items():
+            values[name], found = case()
+            tensors |= {f"{name}|{key}": tensor for key, tensor in found.items()}
+    assert not torch.distributed.is_initialized(), "a group left behind aborts some exits"
+    (directory / f"rank-{rank}.json").write_text(json.dumps(values))
+    save_file(tensors, directory / f"rank-{rank}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

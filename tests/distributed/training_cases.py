@@ -1,0 +1,196 @@
+"""Cases about training: the real model and engine in every layout, step for step.
+
+A row is (precision, layout, ZeRO stage, accumulation, further overrides). Biases keep the first MoE
+layer away from the second half of its experts: whole ranks get no token there.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from dsv3.config.compose import compose
+from dsv3.config.root import RunConfig
+from dsv3.model.backends.torch import TorchBackend
+from dsv3.model.init import fill, materialise
+from dsv3.model.names import is_expert
+from dsv3.model.transformer import Transformer
+from dsv3.parallel.dispatch import AllToAllDispatcher, LocalDispatcher
+from dsv3.parallel.mesh import place_of
+
+SEQUENCES, LENGTH, STEPS, LR = 8, 12, 4, 2e-3
+EMPTIED = "model.layers.1.mlp"  # its second half of experts gets no token
+
+SMALL = [
+    "model=moe_nano",
+    "model.vocab_size=264",
+    "model.hidden_size=40",
+    "model.intermediate_size=48",
+    "model.moe_intermediate_size=24",
+    "model.num_hidden_layers=3",
+    "model.n_routed_experts=8",
+    "model.num_attention_heads=2",
+    "model.initializer_range=0.08",
+    "balance=aux_free_seq",
+    "mtp=depth1",
+    f"schedule.sequence_length={LENGTH}",
+    f"schedule.global_batch_size={SEQUENCES}",
+    "optimizer.gradient_clipping=0.5",
+]
+
+
+class Row(NamedTuple):
+    """How one configuration is run."""
+
+    precision: str = "fp32"
+    experts: int = 1  # expert parallel size
+    zero_stage: int = 1
+    accumulation: int = 1
+    recompute: bool = False
+    further: tuple[str, ...] = ()
+
+
+BF16_MOMENTS = ("optimizer.moment_dtype=bf16",)
+FP8_WIRE = ("precision.dispatch=fp8",)
+
+# By world size. Each has its reference, of the same precision and overrides, among the first.
+ROWS: dict[int, dict[str, Row]] = {
+    1: {
+        "fp32": Row(),
+        "bf16": Row("bf16", accumulation=8),
+        "fp32 bf16_moments": Row(further=BF16_MOMENTS),
+        "fp32 fp8_wire": Row(further=FP8_WIRE),
+    },
+    2: {
+        "fp32 ep2 zero1": Row(experts=2),
+        "fp32 ep2 zero2 acc2 recompute": Row(experts=2, zero_stage=2, accumulation=2, recompute=True),
+        "fp32 dp2 zero2": Row(zero_stage=2),
+        "bf16 ep2 zero1 acc4": Row("bf16", 2, 1, 4),
+        "fp32 fp8_wire ep2": Row(experts=2, further=FP8_WIRE),
+    },
+    4: {
+        "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),
+        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True),
+        "fp32 ep2_dp2 zero2 acc2": Row(experts=2, zero_stage=2, accumulation=2),
+        "bf16 ep2_dp2 zero1": Row("bf16", 2, 1, 2),
+        "bf16 ep2_dp2 zero2": Row("bf16", 2, 2, 2),
+        "fp32 bf16_moments ep2_dp2": Row(experts=2, further=BF16_MOMENTS),
+    },
+}
+
+
+def reference_of(name: str) -> str:
+    """The row of one process that this row must equal."""
+    fitting = [row for row in ROWS[1] if set(row.split()) <= set(name.split())]
+    return max(fitting, key=len)
+
+
+def config_of(row: Row, world: int) -> RunConfig:
+    """The composed configuration of a row."""
+    overrides = [
+        f"precision={row.precision}",
+        f"parallelism.expert_parallel_size={row.experts}",
+        f"parallelism.expert_data_parallel_size={world // row.experts}",
+        f"parallelism.zero_stage={row.zero_stage}",
+        f"schedule.micro_batch_size={SEQUENCES // world // row.accumulation}",
+    ]
+    return compose([*SMALL, *overrides, *row.further]).config
+
+
+def build(config: RunConfig, local_experts: range, *, recompute: bool) -> Transformer:
+    """This rank's part of the model, as it is built for training."""
+    from dsv3.engine.groups import expert_group
+
+    group, fp8 = expert_group(config.parallelism), config.precision.dispatch == "fp8"
+    experts = config.model.n_routed_experts
+    alone = config.parallelism.expert_parallel_size == 1
+    with torch.device("meta"):
+        model = Transformer(
+            config.model,
+            backend=TorchBackend(),
+            dispatcher=LocalDispatcher(experts, fp8=fp8)
+            if alone
+            else AllToAllDispatcher(experts, group, fp8=fp8),
+            local_experts=local_experts,
+            recompute=recompute,
+            balance=config.balance,
+            mtp=config.mtp,
+        )
+    dtype = torch.bfloat16 if config.precision.recipe == "bf16" else torch.float32
+    materialise(model, config.model, seed=4, device=torch.device("cpu"), dtype=dtype)
+    for index, moe in enumerate(model.moe_layers().values()):
+        bias_E = moe.router.e_score_correction_bias
+        bias_E.copy_(torch.randn(experts, generator=torch.Generator().manual_seed(index)) / 10)
+    model.moe_layers()[EMPTIED].router.e_score_correction_bias[experts // 2 :] = -9.0
+    return model
+
+
+def micro_batches(step: int, share: range, size: int) -> list[tuple[Tensor, ...]]:
+    """Sequences `share` of the global batch, in micro batches of `size`."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    tokens_GS = torch.randint(264, (SEQUENCES, LENGTH + 1), generator=generator)
+    own_GS = tokens_GS[share.start : share.stop]
+    return [(ids[:, :-1], ids[:, 1:], torch.tensor(0.3)) for ids in own_GS.split(size)]
+
+
+def train(row: Row) -> Any:
+    """Train a few steps; what every step reports, and the state at the start, after one, the last.
+
+    Tensors are named by moment, key and offset; the first moment is the gradient after one step.
+    """
+    from dsv3.engine.engine import TrainingEngine
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    config = config_of(row, world)
+    place = place_of(config.parallelism, rank)
+    held = place.local_experts(config.model.n_routed_experts)
+    model = build(config, held, recompute=row.recompute)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    engine = TrainingEngine(model, config, device="cpu", expert_parameter=is_expert)
+
+    def initial(name: str) -> Tensor:
+        value = torch.empty(shapes[name])
+        fill(value, name, config.model, seed=4, local_experts=held)
+        return value
+
+    engine.set_masters(initial)
+    each = SEQUENCES // world
+    share = range(place.data_rank * each, (place.data_rank + 1) * each)
+    tensors, steps = dict(state("start", engine)), []
+    for step in range(STEPS):
+        batches = micro_batches(step, share, config.schedule.micro_batch_size)
+        result = engine.train_step(batches, lr=LR)
+        counts = take_counts(model)
+        steps.append({"losses": result.losses, "norm": result.grad_norm, "counts": counts})
+        if step == 0:
+            tensors |= state("once", engine)
+    tensors |= state("end", engine)
+    shapes_of = {f.key: list(f.shape) for f in engine.fragments()}
+    engine.close()
+    return {"steps": steps, "shapes": shapes_of}, tensors
+
+
+def take_counts(model: Transformer) -> dict[str, list[int]]:
+    """Tokens per expert of the global batch, by layer; the counters go back to zero."""
+    counts = {}
+    for name, moe in model.moe_layers().items():
+        total_E = moe.tokens_per_expert_E.clone()
+        torch.distributed.all_reduce(total_E)
+        moe.tokens_per_expert_E.zero_()
+        counts[name] = total_E.tolist()
+    return counts
+
+
+def state(moment: str, engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """What this rank saves, by `<moment>|<key>|<offset>`."""
+    for fragment in engine.fragments():
+        if fragment.saved_here:
+            yield f"{moment}|{fragment.key}|{fragment.offset}", fragment.data.clone()
+
+
+TRAINING_CASES: dict[int, dict[str, Callable[[], Any]]] = {
+    world: {name: partial(train, row) for name, row in rows.items()} for world, rows in ROWS.items()
+}

@@ -30,7 +30,9 @@ def tolerances(name: str) -> tuple[float, float, float]:
 
 def assembled(of_ranks, moment: str) -> dict[str, torch.Tensor]:
     """The fragments of all ranks, put together; they cover each tensor exactly once."""
-    [shapes] = {str(sorted(r.values["shapes"].items())): r.values["shapes"] for r in of_ranks}.values()
+    [shapes] = {
+        str(sorted(r.values["shapes"].items())): r.values["shapes"] for r in of_ranks
+    }.values()
     whole = {}
     for report in of_ranks:
         for name, data in report.tensors.items():

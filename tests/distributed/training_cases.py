@@ -66,7 +66,9 @@ ROWS: dict[int, dict[str, Row]] = {
     },
     2: {
         "fp32 ep2 zero1": Row(experts=2),
-        "fp32 ep2 zero2 acc2 recompute": Row(experts=2, zero_stage=2, accumulation=2, recompute=True),
+        "fp32 ep2 zero2 acc2 recompute": Row(
+            experts=2, zero_stage=2, accumulation=2, recompute=True
+        ),
         "fp32 dp2 zero2": Row(zero_stage=2),
         "bf16 ep2 zero1 acc4": Row("bf16", 2, 1, 4),
         "fp32 fp8_wire ep2": Row(experts=2, further=FP8_WIRE),

@@ -63,7 +63,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
     try:
         known = {
             "run": None,
-            "ranks": Ranks(device),
+            "ranks": Ranks(config.parallelism, device),
             "layers": model.moe_layers(),
             "config": config,
             "device": device,

@@ -66,6 +66,7 @@ class Transformer(nn.Module):
         self.mtp = mtp
         self.layer_range = range(config.num_hidden_layers) if layers is None else layers
         experts = range(config.n_routed_experts) if local_experts is None else local_experts
+        self.local_experts = experts
         self.model = Decoder()
         if self.holds_embedding:
             self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)

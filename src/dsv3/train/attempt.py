@@ -46,7 +46,7 @@ def train_attempt(
     )
     device = choose_device(config)
     with process_group(device):
-        ranks = Ranks(device)
+        ranks = Ranks(config.parallelism, device)
 
         def begin() -> int:
             assert lock is not None, "the first rank holds the lock"
@@ -68,7 +68,7 @@ def _train(
     quiet: bool,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    model = build_model(config, device)
+    model = build_model(config, device, ranks.place)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
     position, alarms, skipped = checkpoints.resume(engine)

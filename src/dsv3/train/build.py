@@ -5,12 +5,15 @@ from torch import Tensor
 
 from dsv3.config.root import RunConfig
 from dsv3.engine.engine import TrainingEngine
+from dsv3.engine.groups import expert_group
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.compile import compile_model
 from dsv3.model.init import fill, materialise
+from dsv3.model.moe import TokenDispatcher
 from dsv3.model.names import is_expert
 from dsv3.model.transformer import Transformer
-from dsv3.parallel.dispatch import LocalDispatcher
+from dsv3.parallel.dispatch import AllToAllDispatcher, LocalDispatcher
+from dsv3.parallel.mesh import Place
 
 WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -23,13 +26,25 @@ def choose_device(config: RunConfig) -> torch.device:
     return torch.device(kind)
 
 
-def build_model(config: RunConfig, device: torch.device) -> Transformer:
-    """The model with its initial weights, in the type of the precision recipe."""
+def build_model(config: RunConfig, device: torch.device, place: Place | None = None) -> Transformer:
+    """The model with its initial weights, in the type of the precision recipe.
+
+    With a `place` in the layout of a run, for which the process group must be there, it holds the
+    experts of that rank, and tokens travel to those of the others; without one it holds them all.
+    """
+    experts = config.model.n_routed_experts
+    local = range(experts) if place is None else place.local_experts(experts)
+    fp8 = config.precision.dispatch == "fp8"
+    dispatcher: TokenDispatcher = LocalDispatcher(experts, fp8=fp8)
+    if len(local) < experts:
+        group = expert_group(config.parallelism)
+        dispatcher = AllToAllDispatcher(experts, group, fp8=fp8)
     with torch.device("meta"):
         model = Transformer(
             config.model,
             backend=TorchBackend(),
-            dispatcher=LocalDispatcher(config.model.n_routed_experts),
+            dispatcher=dispatcher,
+            local_experts=local,
             balance=config.balance,
             mtp=config.mtp,
         )
@@ -48,8 +63,8 @@ def build_engine(model: Transformer, config: RunConfig, device: torch.device) ->
 
         def initial(name: str) -> Tensor:
             value = torch.empty(shapes[name])
-            experts = range(config.model.n_routed_experts)
-            fill(value, name, config.model, seed=config.seed, local_experts=experts)
+            local = model.local_experts
+            fill(value, name, config.model, seed=config.seed, local_experts=local)
             return value
 
         engine.set_masters(initial)

@@ -132,10 +132,10 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
     """The next global batch in micro batches of this rank: input ids, labels, lambda."""
     coeff = torch.tensor(mtp_loss_coeff, device=trainer.device)
     schedule, position = trainer.config.schedule, trainer.position
-    ranks = trainer.config.parallelism.data_parallel_size
-    share = schedule.batch_size_at(position.tokens) // ranks
+    place = trainer.ranks.place
+    share = schedule.batch_size_at(position.tokens) // len(place.data_ranks)
     size = schedule.micro_batch_size_of(share)
-    begin = position.samples + trainer.ranks.rank * share
+    begin = position.samples + place.data_rank * share
     batches: list[tuple[Tensor, ...]] = []
     for first in range(begin, begin + share, size):
         ids_BS, labels_BS = read_batch(trainer.samples, first, size)

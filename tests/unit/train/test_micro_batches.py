@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsv3.config.compose import compose
+from dsv3.parallel.mesh import place_of
 from dsv3.train.loop import _micro_batches
 from dsv3.train.position import Position
 
@@ -39,7 +40,7 @@ def test_a_run_uses_every_sample_once_and_in_order(largest: int, cuts: list[list
             position=position,
             samples=Numbered(),
             device=torch.device("cpu"),
-            ranks=SimpleNamespace(rank=0),
+            ranks=SimpleNamespace(place=place_of(config.parallelism, 0)),
         )
         batches = _micro_batches(trainer, 0.3)
         sizes = [len(ids_BS) for ids_BS, *_ in batches]
@@ -64,7 +65,7 @@ def test_ranks_share_out_the_samples_of_each_step(layout: str) -> None:
                 position=position,
                 samples=Numbered(),
                 device=torch.device("cpu"),
-                ranks=SimpleNamespace(rank=rank),
+                ranks=SimpleNamespace(place=place_of(config.parallelism, rank)),
             )
             batches = _micro_batches(trainer, 0.0)
             used += [int(sample_S[0]) for ids_BS, *_ in batches for sample_S in ids_BS]

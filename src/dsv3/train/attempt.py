@@ -18,13 +18,18 @@ from dsv3.runs.rank import RankArguments
 from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
+from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.reporter import Reporter
 from dsv3.train.signals import StopRequest
 
 
 def train_attempt(
-    run: RunDirectory, arguments: RankArguments, stop: StopRequest, lock: RunLock
+    run: RunDirectory,
+    arguments: RankArguments,
+    stop: StopRequest,
+    lock: RunLock | None,
+    heartbeat: Heartbeat,
 ) -> None:
     """Train under the run's lock, which is held, and write DONE; nothing if it is there already.
 
@@ -41,10 +46,11 @@ def train_attempt(
         data_fingerprint=prepared.fingerprint,
         threads_per_rank=torch.get_num_threads(),
     )
-    attempt = run.begin_attempt(lock, config, provenance)
+    # The first rank has the lock, and writes for all.
+    attempt = 0 if lock is None else run.begin_attempt(lock, config, provenance)
     device = choose_device(config)
     with process_group(device):
-        result = _train(run, config, prepared, device, attempt, arguments.quiet, stop)
+        result = _train(run, config, prepared, device, attempt, arguments.quiet, stop, heartbeat)
     run.mark_done(result | {"last_attempt_s": time.monotonic() - began_s})
 
 
@@ -56,11 +62,13 @@ def _train(
     attempt: int,
     quiet: bool,
     stop: StopRequest,
+    heartbeat: Heartbeat,
 ) -> dict[str, Any]:
     model = build_model(config, device)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device)
-    position, alarms, skipped = checkpoints.resume(engine)
+    with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
+        position, alarms, skipped = checkpoints.resume(engine)
     reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
     reporter.event("started", attempt=attempt, step=position.step, skipped_checkpoints=skipped)
     for text in skipped:
@@ -88,6 +96,7 @@ def _train(
     try:
         evaluation = train_to_end(trainer)
     finally:
+        heartbeat.end(config.run.startup_timeout)
         reporter.close()
         engine.close()
     return evaluation.record() | {

@@ -13,8 +13,9 @@ Dsv3Error                70  a defect of ours, unless a subclass says otherwise
 `- InterruptedError_    130  Ctrl-C, everything is saved
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,18 @@ class Dsv3Error(Exception):
     def lines(self) -> list[str]:
         """What people read on stderr: one line for each problem."""
         return [f"error[{self.id}]: {problem}" for problem in self.problems]
+
+    def record(self) -> dict[str, Any]:
+        """This error as plain data: what one process tells another."""
+        problems = [vars(problem) for problem in self.problems]
+        return {"id": self.id, "exit_code": self.exit_code, "problems": problems}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> "Dsv3Error":
+        """The error that `record` was made of, to be raised in this process."""
+        error = Dsv3Error([Problem(**problem) for problem in record["problems"]])
+        error.id, error.exit_code = record["id"], record["exit_code"]
+        return error
 
 
 class ConfigError(Dsv3Error):

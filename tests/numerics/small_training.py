@@ -13,6 +13,7 @@ from torch import Tensor
 from dsv3.config.compose import compose
 from dsv3.data.samples import ValidationSample
 from dsv3.train.build import build_engine, build_model
+from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
@@ -63,6 +64,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
     try:
         known = {
             "run": None,
+            "heartbeat": Heartbeat(None, 0, 0.0),
             "ranks": Ranks(config.parallelism, device),
             "layers": model.moe_layers(),
             "config": config,

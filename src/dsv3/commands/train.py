@@ -20,7 +20,8 @@ from dsv3.errors import (
     Problem,
     SavedForRequeueError,
 )
-from dsv3.launch.local import launch, refuse_several_ranks, threads_per_rank
+from dsv3.launch.environment import threads_per_rank
+from dsv3.launch.local import launch, refuse_several_ranks
 from dsv3.machine import this_machine
 from dsv3.plan.capacity import check_capacity
 from dsv3.plan.description import describe

@@ -22,6 +22,19 @@ class RunSection(Section):
     tag: str | None = field(
         "Part of the run's identity: set it to start the same run afresh.", min_length=1
     )
+    heartbeat_timeout: float = field(
+        "Seconds one of several ranks may be silent while it trains or evaluates; then the group"
+        " ends. A rank gives a sign after every micro batch.",
+        gt=0,
+    )
+    startup_timeout: float = field(
+        "Seconds one of several ranks may take from its start to the first micro batch, and for its"
+        " end.",
+        gt=0,
+    )
+    storage_timeout: float = field(
+        "Seconds one of several ranks may take to load or save a checkpoint.", gt=0
+    )
 
 
 class RunConfig(Section):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed
 
+from dsv3.engine import rendezvous
 from dsv3.errors import ConfigError, Problem
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -38,6 +39,8 @@ def start(device: torch.device | str) -> None:
     backend = "gloo" if kind == "cpu" else "nccl"
     if not _launched():
         _start_alone(backend)
+    elif rendezvous.is_local():
+        rendezvous.join_local(backend)
     vendor.comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 

@@ -75,17 +75,23 @@ class TrainingEngine:
         """Updates made so far, 0 before the first."""
         return self._state.optimizer_step
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], *, lr: float) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        lr: float,
+        on_micro_batch: Callable[[], None] = lambda: None,
+    ) -> StepResult:
         """Accumulate the mean gradient of `micro_batches`, clip it, update the weights.
 
         A micro batch holds the arguments of the model's forward, which returns the scalar to train
         on, or a NamedTuple of losses beginning with it. Raises NonFiniteError, with the state as it
-        was, if the first loss or the norm is not finite.
+        was, if the first loss or the norm is not finite. `on_micro_batch` is called after each.
         """
         assert micro_batches, f"{micro_batches=}"
         self._zero.set_lr(lr)
         try:
-            losses = self._accumulate(micro_batches)
+            losses = self._accumulate(micro_batches, on_micro_batch)
             grad_norm = self._finite_gradient_norm()
         except BaseException:
             # Also on an interrupt: the next step must not start from half a gradient.
@@ -95,7 +101,9 @@ class TrainingEngine:
         self._engine.step()
         return StepResult(losses, grad_norm)
 
-    def _accumulate(self, micro_batches: Sequence[MicroBatch]) -> dict[str, list[float]]:
+    def _accumulate(
+        self, micro_batches: Sequence[MicroBatch], on_micro_batch: Callable[[], None]
+    ) -> dict[str, list[float]]:
         """Run forward and backward over all micro batches; return the losses over all ranks."""
         totals: dict[str, torch.Tensor] = {}
         for index, micro_batch in enumerate(micro_batches):
@@ -107,6 +115,7 @@ class TrainingEngine:
             self._engine.backward(objective / len(micro_batches), scale_wrt_gas=False)
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach().float()
+            on_micro_batch()
         return self._means(totals, len(micro_batches))
 
     def _finite_gradient_norm(self) -> float:

@@ -1,13 +1,54 @@
-"""What a rank, or an evaluation, is told on its command line; written by launchers, read by it."""
+"""What a rank, or an evaluation, is told when it is started; written by launchers, read by it."""
 
 import argparse
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 RANK_MODULE = "dsv3.train.worker"
 EVALUATION_MODULE = "dsv3.train.evaluator"
 LAUNCHER_PID_VARIABLE = "DSV3_LAUNCHER_PID"
+BOARD_VARIABLE = "DSV3_BOARD"
+"""Descriptor of the board, and the seconds a rank may be silent: `7:30.0`."""
+STORE_SOCKET_VARIABLE = "DSV3_STORE_SOCKET"
+"""Descriptor of a listening socket for the store of the ranks; -1 for those that connect to it."""
+STACK_SIGNAL = signal.SIGUSR2
+"""Asks a rank to write the Python stack of every thread."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many ranks a process is; a process that nobody placed is the only one."""
+
+    rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Place":
+        """Read RANK and WORLD_SIZE, as every launcher sets them."""
+        return cls(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank."""
+        return self.world_size == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that holds the lock, writes the files and has the terminal."""
+        return self.rank == 0
+
+
+def log_name(rank: int) -> str:
+    """Name of a rank's log in logs/."""
+    return f"rank-{rank}.log"
+
+
+def stack_name(rank: int) -> str:
+    """Name of the file in logs/ that a rank writes its stacks into when it is asked."""
+    return f"rank-{rank}.stack"
 
 
 @dataclass(frozen=True)

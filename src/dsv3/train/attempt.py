@@ -19,6 +19,7 @@ from dsv3.runs.rank import RankArguments
 from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
+from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Nowhere, Reporter, Reports
@@ -26,7 +27,11 @@ from dsv3.train.signals import StopRequest
 
 
 def train_attempt(
-    run: RunDirectory, arguments: RankArguments, stop: StopRequest, lock: RunLock | None
+    run: RunDirectory,
+    arguments: RankArguments,
+    stop: StopRequest,
+    lock: RunLock | None,
+    heartbeat: Heartbeat,
 ) -> None:
     """Train under the run's lock and write DONE; nothing if it is there already.
 
@@ -53,7 +58,8 @@ def train_attempt(
             return run.begin_attempt(lock, config, provenance)
 
         attempt = on_first(ranks, begin)
-        result = _train(run, config, prepared, ranks, device, attempt, arguments.quiet, stop)
+        quiet = arguments.quiet
+        result = _train(run, config, prepared, ranks, device, attempt, quiet, stop, heartbeat)
         if ranks.is_first:
             run.mark_done(result | {"last_attempt_s": time.monotonic() - began_s})
 
@@ -67,11 +73,13 @@ def _train(
     attempt: int,
     quiet: bool,
     stop: StopRequest,
+    heartbeat: Heartbeat,
 ) -> dict[str, Any]:
     model = build_model(config, device, ranks.place)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
-    position, alarms, skipped = checkpoints.resume(engine)
+    with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
+        position, alarms, skipped = checkpoints.resume(engine)
     reporter: Reports = Nowhere()
     if ranks.is_first:
         reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
@@ -86,6 +94,7 @@ def _train(
     trainer = Trainer(
         run=run,
         ranks=ranks,
+        heartbeat=heartbeat,
         config=config,
         device=device,
         model=model,
@@ -102,6 +111,7 @@ def _train(
     try:
         evaluation = train_to_end(trainer)
     finally:
+        heartbeat.end(config.run.startup_timeout)
         reporter.close()
         engine.close()
     return evaluation.record() | {

@@ -21,6 +21,7 @@ from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_non_finite_loss, stopped_by
+from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.load import load_record, take_load
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
@@ -34,6 +35,7 @@ class Trainer:
 
     run: RunDirectory
     ranks: Ranks
+    heartbeat: Heartbeat
     config: RunConfig
     device: torch.device
     model: Transformer
@@ -83,7 +85,8 @@ def train_step(trainer: Trainer) -> Record:
     balance = trainer.config.balance
     count_batch(trainer.model, layers, micro_batches, balance, trainer.ranks)
     try:
-        result = trainer.engine.train_step(micro_batches, lr=values["lr"])
+        beat = trainer.heartbeat.beat
+        result = trainer.engine.train_step(micro_batches, lr=values["lr"], on_micro_batch=beat)
     except NonFiniteError as error:
         raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
     load = take_load(layers, trainer.ranks)
@@ -119,6 +122,7 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
             device,
             ranks=trainer.ranks,
             mtp_depth=depth,
+            on_batch=lambda _batch, _loss: trainer.heartbeat.beat(),
         )
     refuse_non_finite_loss(evaluation.loss, trainer.position, trainer.checkpoints.newest)
     if trainer.ranks.is_first:
@@ -144,7 +148,8 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
 
 
 def _save(trainer: Trainer) -> None:
-    trainer.checkpoints.save(trainer.engine, trainer.position, trainer.alarms, trainer.reporter)
+    with trainer.heartbeat.phase("saving", trainer.config.run.storage_timeout):
+        trainer.checkpoints.save(trainer.engine, trainer.position, trainer.alarms, trainer.reporter)
 
 
 def _stop_if_asked(trainer: Trainer) -> None:

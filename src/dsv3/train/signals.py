@@ -23,14 +23,27 @@ def stop_with_launcher() -> None:
 
     Does nothing for a rank that no local launcher started, or where the kernel is not Linux.
     """
+    _follow_launcher(signal.SIGTERM)
+
+
+def die_with_launcher() -> None:
+    """Be killed when the process that launched this rank dies; for one of several ranks.
+
+    It may be blocked on a rank that is not coming back, or be halted itself: only SIGKILL ends
+    both. What the group did since its last checkpoint is done again.
+    """
+    _follow_launcher(signal.SIGKILL)
+
+
+def _follow_launcher(number: signal.Signals) -> None:
     launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
     if launcher is None:
         return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != int(launcher):  # it died before the kernel was told
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
 
 class StopRequest:

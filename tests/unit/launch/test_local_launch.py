@@ -14,14 +14,11 @@ import pytest
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, RankLostError
-from dsv3.launch import local
-from dsv3.launch.local import (
-    launch,
-    launch_evaluation,
-    rank_environment,
-    refuse_several_ranks,
-    threads_per_rank,
-)
+from dsv3.launch import environment, local
+from dsv3.launch.environment import rank_environment, threads_per_rank
+from dsv3.launch.local import launch, launch_evaluation, refuse_several_ranks
+from dsv3.launch.signals import FORWARDED
+from dsv3.machine import Machine
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.rank import EvaluationArguments
@@ -181,18 +178,28 @@ def test_dsv3_is_found_when_it_is_the_current_directory(
 def test_threads_are_the_cores_shared_out(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "usable_cores", lambda: 6)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 6)
     for ranks, threads in ((1, 6), (4, 1), (8, 1)):
         layout = config.parallelism.model_copy(update={"expert_data_parallel_size": ranks})
         assert threads_per_rank(config.model_copy(update={"parallelism": layout})) == threads
 
 
-def test_several_ranks_are_refused_by_name(config: RunConfig) -> None:
-    refuse_several_ranks(config)
-    layout = config.parallelism.model_copy(update={"expert_parallel_size": 4})
-    with pytest.raises(CapacityError, match=r"4 ranks .*expert_parallel_size=4.*dry-run") as raised:
-        refuse_several_ranks(config.model_copy(update={"parallelism": layout}))
+def test_pipelines_and_crowds_are_refused_by_name(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**layout: int) -> None:
+        changed = config.parallelism.model_copy(update=layout)
+        refuse_several_ranks(config.model_copy(update={"parallelism": changed}))
+
+    machine = Machine(gpus=(), cores=2, memory_bytes=2**34, gpu_driver=None)
+    monkeypatch.setattr(local, "this_machine", lambda: machine)
+    refuse()
+    refuse(expert_parallel_size=4, expert_data_parallel_size=4)
+    with pytest.raises(CapacityError, match=r"pipeline_parallel_size=2.*dry-run") as raised:
+        refuse(pipeline_parallel_size=2)
     assert raised.value.exit_code == 3
+    with pytest.raises(CapacityError, match=r"32 ranks .*=8.* 2 cores run 16 ranks at most"):
+        refuse(expert_parallel_size=4, expert_data_parallel_size=8)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +288,10 @@ def test_handlers_are_put_back(
     run: RunDirectory, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACTION", "exit0")
-    before = [signal.getsignal(number) for number in (*local._FORWARDED, signal.SIGCHLD)]
+    before = [signal.getsignal(number) for number in (*FORWARDED, signal.SIGCHLD)]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     launch(run.path, config)
-    assert [signal.getsignal(number) for number in (*local._FORWARDED, signal.SIGCHLD)] == before
+    assert [signal.getsignal(number) for number in (*FORWARDED, signal.SIGCHLD)] == before
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
     assert signal.set_wakeup_fd(-1) == -1
 

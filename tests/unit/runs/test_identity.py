@@ -39,7 +39,7 @@ optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.g
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root
+run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.zero_stage
 schedule.micro_batch_size

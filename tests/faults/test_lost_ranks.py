@@ -1,0 +1,173 @@
+"""kill -9 and SIGSTOP of each rank in turn, and of the launcher: who is named, and who is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import dsv3
+from dsv3.config.compose import compose
+from dsv3.runs.directory import RunDirectory
+from dsv3.runs.provenance import Provenance
+from dsv3.runs.records import read_lines
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+TIMEOUT_S = 2.0
+# By contract nobody is left 15 s later.
+GONE_S = 15.0
+LAUNCHER = """
+import sys
+from pathlib import Path
+from dsv3.errors import Dsv3Error
+from dsv3.launch import local
+from dsv3.runs.directory import RunDirectory
+local.RANK_MODULE = "stub_rank"
+run = RunDirectory(Path(sys.argv[1]))
+try:
+    sys.exit(local.launch(run.path, run.config()))
+except Dsv3Error as error:
+    print(*error.lines(), sep="\\n", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@contextmanager
+def started(home: Path, ranks: int, action: str = ""):
+    """A launcher, the directory of its run, and the pids of its ranks, which have made steps."""
+    words = [
+        "model=moe_nano",
+        f"parallelism=dp{ranks}",
+        "schedule.micro_batch_size=2",
+        f"run.heartbeat_timeout={TIMEOUT_S}",
+        f"run_root={home / 'runs'}",
+    ]
+    record = {"data_fingerprint": "d", "numerics_version": dsv3.NUMERICS_VERSION}
+    config = compose(words).config
+    run = RunDirectory.create_or_open(config, overrides=(), provenance=Provenance(record, ""))
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(run.path)],
+        env={**os.environ, "PYTHONPATH": path, "STUB": action},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pids = []
+    try:
+        pids = [wait_for_step(run.path / f"step-{rank}", process) for rank in range(ranks)]
+        yield process, run, pids
+    finally:
+        for pid in [process.pid, *pids]:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_step(path: Path, process) -> int:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        words = path.read_text().split() if path.exists() else []
+        if len(words) == 2 and int(words[1]) >= 2:
+            return int(words[0])
+        time.sleep(0.05)
+    raise AssertionError(f"no steps: {process.communicate(timeout=30)[1]}")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_gone(pids) -> None:
+    deadline = time.monotonic() + GONE_S
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"{left} outlived the launcher"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "lost", "kind"),
+    [
+        (2, 0, "SIGKILL"),
+        (2, 1, "SIGKILL"),
+        (2, 0, "SIGSTOP"),
+        (2, 1, "SIGSTOP"),
+        (4, 2, "SIGKILL"),
+        (4, 3, "SIGSTOP"),
+    ],
+)
+def test_the_lost_rank_is_named_and_nobody_is_left(tmp_path, ranks, lost, kind):
+    with started(tmp_path, ranks) as (process, run, pids):
+        os.kill(pids[lost], signal.Signals[kind])
+        _, errors = process.communicate(timeout=TIMEOUT_S + GONE_S)
+        assert not any(map(alive, pids))
+    assert process.returncode == 8
+    first, *more = errors.strip().splitlines()
+    assert first.startswith(f"error[rank]: {run.path}: rank {lost} ")
+    assert f"rank-{lost}.log" in first and "training, after step" in first
+    (event,) = [line for line in read_lines(run.events_path) if line["event"] == "rank_lost"]
+    assert event["rank"] == lost
+    assert not run.failed_path.exists(), "asked for again, the run goes on"
+    if kind == "SIGKILL":
+        assert "killed by SIGKILL" in first and more == []
+        assert event["signal"] == "SIGKILL"
+        peer = (run.logs / f"rank-{(lost + 1) % ranks}.log").read_text()
+        assert "by peer" in peer, "what the others met is in their logs"
+    else:
+        assert "no sign of life" in first and "limit 2 s" in first
+        assert f"rank {lost}: halted by a signal" in more[0]
+        assert len(more) == ranks
+        assert all("all_reduce (distributed_c10d.py:" in line for line in more[1:])
+        assert "train_attempt (stub_rank.py:" in more[1]
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_nobody_outlives_a_killed_launcher(tmp_path, halted):
+    with started(tmp_path, 2) as (process, _, pids):
+        if halted:  # and rank 0 blocked in a reduction that will not end
+            os.kill(pids[1], signal.SIGSTOP)
+            time.sleep(0.3)
+        process.kill()
+        wait_until_gone(pids)
+
+
+def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tmp_path):
+    with started(tmp_path, 2, "hang") as (process, _, pids):
+        _, errors = process.communicate(timeout=TIMEOUT_S + GONE_S)
+        assert not any(map(alive, pids))
+    assert process.returncode == 8
+    first, second, third = errors.strip().splitlines()
+    assert "rank 0 gave no sign of life" in first
+    assert "rank 0: deaf_and_busy (stub_rank.py:" in second
+    assert "rank 1 then: all_reduce" in third
+
+
+def test_of_several_failures_the_first_is_told(tmp_path):
+    with started(tmp_path, 2, "defect") as (process, run, pids):
+        _, errors = process.communicate(timeout=GONE_S)
+        assert not any(map(alive, pids))
+    assert process.returncode == 70
+    assert "ZeroDivisionError: on purpose" in errors and "rank 1: was the first" in errors
+    assert "lost touch" not in errors
+    failure = json.loads(run.failed_path.read_text())
+    assert (failure["rank"], failure["exit_code"]) == (1, 70)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
+def test_a_signal_reaches_all_and_all_end(tmp_path, number, code):
+    with started(tmp_path, 2) as (process, _, pids):
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=GONE_S)
+        assert not any(map(alive, pids))
+    assert process.returncode == code
+    assert errors.count("saved at step") == 1

@@ -66,7 +66,12 @@ def run(
     x, ids, scores, gate_up, down = inputs
     leaves = [
         tensor.detach().clone().requires_grad_()
-        for tensor in (x, scores, gate_up[experts.start : experts.stop], down[experts.start : experts.stop])
+        for tensor in (
+            x,
+            scores,
+            gate_up[experts.start : experts.stop],
+            down[experts.start : experts.stop],
+        )
     ]
 
     def layer(x: Tensor, scores: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -80,7 +85,9 @@ def run(
     return [out, *[leaf.grad for leaf in leaves]]
 
 
-def compare(scenario: str, dtype: torch.dtype, row_multiple: int, fp8: bool, recompute: bool) -> Any:
+def compare(
+    scenario: str, dtype: torch.dtype, row_multiple: int, fp8: bool, recompute: bool
+) -> Any:
     """The tensors that differ, and the traffic beside what it should be."""
     from dsv3.engine.groups import expert_group
 
@@ -106,9 +113,7 @@ def compare(scenario: str, dtype: torch.dtype, row_multiple: int, fp8: bool, rec
 
     dispatcher = AllToAllDispatcher(EXPERTS, expert_group(layout(world, world)), fp8=fp8)
     mine = [x[own], ids[own], scores[own], *weights]
-    found = run(
-        dispatcher, held, mine, probe[own], row_multiple=row_multiple, recompute=recompute
-    )
+    found = run(dispatcher, held, mine, probe[own], row_multiple=row_multiple, recompute=recompute)
     names = ("out", "x", "scores", "gate_up_proj", "down_proj")
     zipped = zip(names, found, expected, strict=True)
     different = [name for name, one, other in zipped if not torch.equal(one, other)]

@@ -38,6 +38,7 @@ SMALL = [
     "mtp=depth1",
     f"schedule.sequence_length={LENGTH}",
     f"schedule.global_batch_size={SEQUENCES}",
+    f"schedule.batch_size_quantum={SEQUENCES}",
     "optimizer.gradient_clipping=0.5",
 ]
 
@@ -66,7 +67,9 @@ ROWS: dict[int, dict[str, Row]] = {
     },
     2: {
         "fp32 ep2 zero1": Row(experts=2),
-        "fp32 ep2 zero2 acc2 recompute": Row(experts=2, zero_stage=2, accumulation=2, recompute=True),
+        "fp32 ep2 zero2 acc2 recompute": Row(
+            experts=2, zero_stage=2, accumulation=2, recompute=True
+        ),
         "fp32 dp2 zero2": Row(zero_stage=2),
         "bf16 ep2 zero1 acc4": Row("bf16", 2, 1, 4),
         "fp32 fp8_wire ep2": Row(experts=2, further=FP8_WIRE),

@@ -17,9 +17,7 @@ CHUNK_ELEMENTS = 1 << 22  # bounds the FP32 copies of the moments
 def make_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW, with its moments in the configured type; the caller sets the learning rate."""
     kind = torch.optim.AdamW if config.moment_dtype == "fp32" else Bf16MomentsAdamW
-    return kind(
-        groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    return kind(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 class Bf16MomentsAdamW(torch.optim.AdamW):

@@ -62,9 +62,7 @@ class TrainingEngine:
             expert_parallel_size=config.parallelism.expert_parallel_size,
             expert_parameter=expert_parameter,
         )
-        adamw = make_adamw(
-            parameter_groups(model, weight_decay=optimizer.weight_decay), optimizer
-        )
+        adamw = make_adamw(parameter_groups(model, weight_decay=optimizer.weight_decay), optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=wrapped, optimizer=adamw, config=deepspeed_settings(config)
         )

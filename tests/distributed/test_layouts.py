@@ -1,10 +1,9 @@
 """What is trained does not depend on the layout: every row against one process."""
 
-import math
-
 import pytest
 import torch
 
+from distributed.state import assembled
 from distributed.training_cases import EMPTIED, ROWS, SMALL, STEPS, reference_of
 
 pytestmark = pytest.mark.distributed
@@ -26,26 +25,6 @@ TOLERANCES = {
 def tolerances(name: str) -> tuple[float, float, float]:
     words = reference_of(name).split()
     return TOLERANCES[words[-1]]
-
-
-def assembled(of_ranks, moment: str) -> dict[str, torch.Tensor]:
-    """The fragments of all ranks, put together; they cover each tensor exactly once."""
-    shapes: dict[str, list[int]] = {}
-    for report in of_ranks:
-        for key, shape in report.values["shapes"].items():
-            assert shapes.setdefault(key, shape) == shape, f"{key}: ranks differ in its shape"
-    whole = {}
-    for report in of_ranks:
-        for name, data in report.tensors.items():
-            when, key, offset = name.split("|")
-            if when != moment:
-                continue
-            flat = whole.setdefault(key, torch.full((math.prod(shapes[key]),), torch.nan))
-            target = flat[int(offset) : int(offset) + data.numel()]
-            assert target.isnan().all(), f"{key} is saved twice"
-            target.copy_(data)
-    assert not [key for key, flat in whole.items() if flat.isnan().any()]
-    return {key: flat.view(shapes[key]) for key, flat in whole.items()}
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -73,6 +52,13 @@ def test_every_rank_reports_the_same(pair):
     _, of_ranks, _ = pair
     steps = [report.values["steps"] for report in of_ranks]
     assert all(of_rank == steps[0] for of_rank in steps)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(reports):
+    """The search for the module runs the model once more, on every rank; then training goes on."""
+    *others, last = reports(4)["fp32 ep2_dp2 zero1 recompute"]
+    assert last.values["refused"] == ["loss nan model.norm"]
+    assert all(report.values["refused"] == ["loss nan "] for report in others)
 
 
 def test_losses_norms_and_counts_agree_at_every_step(pair):

@@ -52,6 +52,7 @@ class Row(NamedTuple):
     accumulation: int = 1
     recompute: bool = False
     further: tuple[str, ...] = ()
+    refused_step: bool = False  # a step that is not finite on one rank, before the third
 
 
 BF16_MOMENTS = ("optimizer.moment_dtype=bf16",)
@@ -76,7 +77,7 @@ ROWS: dict[int, dict[str, Row]] = {
     },
     4: {
         "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),
-        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True),
+        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True, refused_step=True),
         "fp32 ep2_dp2 zero2 acc2": Row(experts=2, zero_stage=2, accumulation=2),
         "bf16 ep2_dp2 zero1": Row("bf16", 2, 1, 2),
         "bf16 ep2_dp2 zero2": Row("bf16", 2, 2, 2),
@@ -139,17 +140,13 @@ def micro_batches(step: int, share: range, size: int) -> list[tuple[Tensor, ...]
     return [(ids[:, :-1], ids[:, 1:], torch.tensor(0.3)) for ids in own_GS.split(size)]
 
 
-def train(row: Row) -> Any:
-    """Train a few steps; what every step reports, and the state at the start, after one, the last.
-
-    Tensors are named by moment, key and offset; the first moment is the gradient after one step.
-    """
+def engine_of(row: Row) -> tuple[Any, RunConfig]:
+    """The engine of this rank, its masters at the exact initial values."""
     from dsv3.engine.engine import TrainingEngine
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     config = config_of(row, world)
-    place = place_of(config.parallelism, rank)
-    held = place.local_experts(config.model.n_routed_experts)
+    held = place_of(config.parallelism, rank).local_experts(config.model.n_routed_experts)
     model = build(config, held, recompute=row.recompute)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     engine = TrainingEngine(model, config, device="cpu", expert_parameter=is_expert)
@@ -160,20 +157,56 @@ def train(row: Row) -> Any:
         return value
 
     engine.set_masters(initial)
-    each = SEQUENCES // world
+    return engine, config
+
+
+def batches_of(config: RunConfig, step: int) -> list[tuple[Tensor, ...]]:
+    """This rank's share of a step's global batch, in micro batches."""
+    place = place_of(config.parallelism, torch.distributed.get_rank())
+    each = SEQUENCES // config.parallelism.data_parallel_size
     share = range(place.data_rank * each, (place.data_rank + 1) * each)
-    tensors, steps = dict(state("start", engine)), []
+    return micro_batches(step, share, config.schedule.micro_batch_size)
+
+
+def train(row: Row) -> Any:
+    """Train a few steps; what every step reports, and the state at the start, after one, the last.
+
+    Tensors are named by moment, key and offset; the first moment is the gradient after one step.
+    """
+    engine, config = engine_of(row)
+    tensors, steps, refused = dict(state("start", engine)), [], []
     for step in range(STEPS):
-        batches = micro_batches(step, share, config.schedule.micro_batch_size)
+        batches = batches_of(config, step)
+        if row.refused_step and step == 2:
+            refused.append(refuse(engine, batches))
         result = engine.train_step(batches, lr=LR)
-        counts = take_counts(model)
+        counts = take_counts(engine.module)
         steps.append({"losses": result.losses, "norm": result.grad_norm, "counts": counts})
         if step == 0:
             tensors |= state("once", engine)
     tensors |= state("end", engine)
     shapes_of = {f.key: list(f.shape) for f in engine.fragments()}
     engine.close()
-    return {"steps": steps, "shapes": shapes_of}, tensors
+    return {"steps": steps, "shapes": shapes_of, "refused": refused}, tensors
+
+
+def refuse(engine: Any, batches: list[tuple[Tensor, ...]]) -> str:
+    """Make the last rank's loss infinite for one step, which every rank must refuse."""
+    from dsv3.engine.health import NonFiniteError
+
+    hooks = []
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        norm = engine.module.model.norm
+        hooks.append(norm.register_forward_hook(lambda _m, _i, out: out * torch.inf))
+    try:
+        engine.train_step(batches, lr=LR)
+    except NonFiniteError as error:
+        take_counts(engine.module)
+        return f"{error.kind} {error.value} {' '.join(error.names)}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ""
 
 
 def take_counts(model: Transformer) -> dict[str, list[int]]:

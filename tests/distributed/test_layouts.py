@@ -16,6 +16,7 @@ LAYOUTS = [(world, name) for world in (2, 4) for name in ROWS[world]]
 # or a token in FP8, can come to lie on the other side of a border: 2^-8 and 2^-4 of one element.
 TOLERANCES = {
     "fp32": (1e-6, 1e-6, 1e-5),
+    "idle_replica": (1e-6, 1e-6, 1e-5),
     "bf16": (2e-3, 1e-2, 2e-2),
     "bf16_moments": (1e-6, 1e-6, 1e-3),
     "fp8_wire": (1e-5, 1e-4, 1e-3),
@@ -110,6 +111,8 @@ def test_the_rows_clip_and_leave_experts_without_tokens(reports):
             assert step["norm"] > 0.6
             counts = step["counts"][EMPTIED]
             assert sum(counts[4:]) == 0 < sum(counts[:4])
+    [report] = reports(1)["fp32 idle_replica"]
+    assert all(sum(step["counts"][EMPTIED][4:]) > 0 for step in report.values["steps"])
     moment = assembled(reports(4)["fp32 ep4 zero1 acc2"], "end")
     idle = moment[f"exp_avg/{EMPTIED}.experts.down_proj"][4:]
     assert idle.abs().max() == 0, "a gradient of zero, not none"

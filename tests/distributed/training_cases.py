@@ -1,7 +1,8 @@
 """Cases about training: the real model and engine in every layout, step for step.
 
 A row is (precision, layout, ZeRO stage, accumulation, further overrides). Biases keep the first MoE
-layer away from the second half of its experts: whole ranks get no token there.
+layer away from the second half of its experts: whole ranks get no token there. In some rows they do
+so for the first half of the sequences only: then one replica of these experts is idle, one is not.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     accumulation: int = 1
     recompute: bool = False
     further: tuple[str, ...] = ()
+    idle_replica: bool = False  # the second half of the sequences may use all experts
     refused_step: bool = False  # a step that is not finite on one rank, before the third
 
 
@@ -65,6 +67,7 @@ ROWS: dict[int, dict[str, Row]] = {
         "bf16": Row("bf16", accumulation=8),
         "fp32 bf16_moments": Row(further=BF16_MOMENTS),
         "fp32 fp8_wire": Row(further=FP8_WIRE),
+        "fp32 idle_replica": Row(accumulation=2, idle_replica=True),
     },
     2: {
         "fp32 ep2 zero1": Row(experts=2),
@@ -82,6 +85,8 @@ ROWS: dict[int, dict[str, Row]] = {
         "bf16 ep2_dp2 zero1": Row("bf16", 2, 1, 2),
         "bf16 ep2_dp2 zero2": Row("bf16", 2, 2, 2),
         "fp32 bf16_moments ep2_dp2": Row(experts=2, further=BF16_MOMENTS),
+        "fp32 idle_replica ep2_dp2 zero1": Row(experts=2, idle_replica=True),
+        "fp32 idle_replica ep2_dp2 zero2": Row(experts=2, zero_stage=2, idle_replica=True),
     },
 }
 
@@ -128,8 +133,27 @@ def build(config: RunConfig, local_experts: range, *, recompute: bool) -> Transf
     for index, moe in enumerate(model.moe_layers().values()):
         bias_E = moe.router.e_score_correction_bias
         bias_E.copy_(torch.randn(experts, generator=torch.Generator().manual_seed(index)) / 10)
-    model.moe_layers()[EMPTIED].router.e_score_correction_bias[experts // 2 :] = -9.0
+    set_idle(model, True)
     return model
+
+
+def set_idle(model: Transformer, idle: bool) -> None:
+    """Keep tokens away from the second half of one layer's experts, or do not."""
+    bias_E = model.moe_layers()[EMPTIED].router.e_score_correction_bias
+    bias_E[len(bias_E) // 2 :] = -9.0 if idle else 0.1
+
+
+def switch_by_sequence(model: Transformer, config: RunConfig) -> None:
+    """Idle for the first half of the sequences: the first data ranks', the first micro batch's."""
+    layout, passes = config.parallelism, [0]
+    place = place_of(layout, torch.distributed.get_rank())
+
+    def switch(_module: Any, _arguments: Any) -> None:
+        alone, first = layout.world_size == 1, place.data_rank < layout.world_size // 2
+        set_idle(model, passes[0] % 2 == 0 if alone else first)
+        passes[0] += 1
+
+    model.register_forward_pre_hook(switch)
 
 
 def micro_batches(step: int, share: range, size: int) -> list[tuple[Tensor, ...]]:
@@ -174,6 +198,8 @@ def train(row: Row) -> Any:
     Tensors are named by moment, key and offset; the first moment is the gradient after one step.
     """
     engine, config = engine_of(row)
+    if row.idle_replica:
+        switch_by_sequence(engine.module, config)
     tensors, steps, refused = dict(state("start", engine)), [], []
     for step in range(STEPS):
         batches = batches_of(config, step)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from safetensors.torch import save_file
 
+from distributed.checkpoint_cases import CHECKPOINT_CASES
 from distributed.group_cases import GROUP_CASES
 from distributed.token_cases import TOKEN_CASES
 from distributed.training_cases import TRAINING_CASES
@@ -19,7 +20,8 @@ def main(directory: Path) -> None:
     values, tensors = {}, {}
     with distributed.process_group("cpu"):
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        for name, case in (GROUP_CASES | TOKEN_CASES | TRAINING_CASES[world]).items():
+        cases = GROUP_CASES | TOKEN_CASES | CHECKPOINT_CASES | TRAINING_CASES[world]
+        for name, case in cases.items():
             values[name], found = case()
             tensors |= {f"{name}|{key}": tensor for key, tensor in found.items()}
     assert not torch.distributed.is_initialized(), "a group left behind aborts some exits"

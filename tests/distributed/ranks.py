@@ -37,6 +37,7 @@ def launch(world: int, directory: Path) -> dict[str, list[Report]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=directory,
             env=os.environ
             | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}

@@ -1,10 +1,9 @@
 """What is trained does not depend on the layout: every row against one process."""
 
-import math
-
 import pytest
 import torch
 
+from distributed.state import assembled
 from distributed.training_cases import EMPTIED, ROWS, SMALL, STEPS, reference_of
 
 pytestmark = pytest.mark.distributed
@@ -17,6 +16,7 @@ LAYOUTS = [(world, name) for world in (2, 4) for name in ROWS[world]]
 # or a token in FP8, can come to lie on the other side of a border: 2^-8 and 2^-4 of one element.
 TOLERANCES = {
     "fp32": (1e-6, 1e-6, 1e-5),
+    "idle_replica": (1e-6, 1e-6, 1e-5),
     "bf16": (2e-3, 1e-2, 2e-2),
     "bf16_moments": (1e-6, 1e-6, 1e-3),
     "fp8_wire": (1e-5, 1e-4, 1e-3),
@@ -26,25 +26,6 @@ TOLERANCES = {
 def tolerances(name: str) -> tuple[float, float, float]:
     words = reference_of(name).split()
     return TOLERANCES[words[-1]]
-
-
-def assembled(of_ranks, moment: str) -> dict[str, torch.Tensor]:
-    """The fragments of all ranks, put together; they cover each tensor exactly once."""
-    [shapes] = {
-        str(sorted(r.values["shapes"].items())): r.values["shapes"] for r in of_ranks
-    }.values()
-    whole = {}
-    for report in of_ranks:
-        for name, data in report.tensors.items():
-            when, key, offset = name.split("|")
-            if when != moment:
-                continue
-            flat = whole.setdefault(key, torch.full((math.prod(shapes[key]),), torch.nan))
-            target = flat[int(offset) : int(offset) + data.numel()]
-            assert target.isnan().all(), f"{key} is saved twice"
-            target.copy_(data)
-    assert not [key for key, flat in whole.items() if flat.isnan().any()]
-    return {key: flat.view(shapes[key]) for key, flat in whole.items()}
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -70,7 +51,15 @@ def test_initial_weights_are_the_same_by_construction(pair):
 
 def test_every_rank_reports_the_same(pair):
     _, of_ranks, _ = pair
-    assert all(report.values == of_ranks[0].values for report in of_ranks)
+    steps = [report.values["steps"] for report in of_ranks]
+    assert all(of_rank == steps[0] for of_rank in steps)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(reports):
+    """The search for the module runs the model once more, on every rank; then training goes on."""
+    *others, last = reports(4)["fp32 ep2_dp2 zero1 recompute"]
+    assert last.values["refused"] == ["loss nan model.norm"]
+    assert all(report.values["refused"] == ["loss nan "] for report in others)
 
 
 def test_losses_norms_and_counts_agree_at_every_step(pair):
@@ -122,6 +111,8 @@ def test_the_rows_clip_and_leave_experts_without_tokens(reports):
             assert step["norm"] > 0.6
             counts = step["counts"][EMPTIED]
             assert sum(counts[4:]) == 0 < sum(counts[:4])
+    [report] = reports(1)["fp32 idle_replica"]
+    assert all(sum(step["counts"][EMPTIED][4:]) > 0 for step in report.values["steps"])
     moment = assembled(reports(4)["fp32 ep4 zero1 acc2"], "end")
     idle = moment[f"exp_avg/{EMPTIED}.experts.down_proj"][4:]
     assert idle.abs().max() == 0, "a gradient of zero, not none"

@@ -12,9 +12,7 @@ SENDING = {"dispatch", "combine", "combine_backward", "dispatch_backward"}
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_values_and_gradients_are_those_of_one_process_to_the_bit(reports, world):
     for report in reports(world)["tokens"]:
-        assert {name: row["different"] for name, row in report.values.items()} == dict.fromkeys(
-            report.values, []
-        )
+        assert [name for name, row in report.values.items() if row["different"]] == []
         assert all(row["finite"] for row in report.values.values())
 
 

@@ -1,7 +1,8 @@
 """Cases about training: the real model and engine in every layout, step for step.
 
 A row is (precision, layout, ZeRO stage, accumulation, further overrides). Biases keep the first MoE
-layer away from the second half of its experts: whole ranks get no token there.
+layer away from the second half of its experts: whole ranks get no token there. In some rows they do
+so for the first half of the sequences only: then one replica of these experts is idle, one is not.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ SMALL = [
     "mtp=depth1",
     f"schedule.sequence_length={LENGTH}",
     f"schedule.global_batch_size={SEQUENCES}",
+    f"schedule.batch_size_quantum={SEQUENCES}",
     "optimizer.gradient_clipping=0.5",
 ]
 
@@ -51,6 +53,8 @@ class Row(NamedTuple):
     accumulation: int = 1
     recompute: bool = False
     further: tuple[str, ...] = ()
+    idle_replica: bool = False  # the second half of the sequences may use all experts
+    refused_step: bool = False  # a step that is not finite on one rank, before the third
 
 
 BF16_MOMENTS = ("optimizer.moment_dtype=bf16",)
@@ -63,6 +67,7 @@ ROWS: dict[int, dict[str, Row]] = {
         "bf16": Row("bf16", accumulation=8),
         "fp32 bf16_moments": Row(further=BF16_MOMENTS),
         "fp32 fp8_wire": Row(further=FP8_WIRE),
+        "fp32 idle_replica": Row(accumulation=2, idle_replica=True),
     },
     2: {
         "fp32 ep2 zero1": Row(experts=2),
@@ -75,11 +80,13 @@ ROWS: dict[int, dict[str, Row]] = {
     },
     4: {
         "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),
-        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True),
+        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True, refused_step=True),
         "fp32 ep2_dp2 zero2 acc2": Row(experts=2, zero_stage=2, accumulation=2),
         "bf16 ep2_dp2 zero1": Row("bf16", 2, 1, 2),
         "bf16 ep2_dp2 zero2": Row("bf16", 2, 2, 2),
         "fp32 bf16_moments ep2_dp2": Row(experts=2, further=BF16_MOMENTS),
+        "fp32 idle_replica ep2_dp2 zero1": Row(experts=2, idle_replica=True),
+        "fp32 idle_replica ep2_dp2 zero2": Row(experts=2, zero_stage=2, idle_replica=True),
     },
 }
 
@@ -126,8 +133,27 @@ def build(config: RunConfig, local_experts: range, *, recompute: bool) -> Transf
     for index, moe in enumerate(model.moe_layers().values()):
         bias_E = moe.router.e_score_correction_bias
         bias_E.copy_(torch.randn(experts, generator=torch.Generator().manual_seed(index)) / 10)
-    model.moe_layers()[EMPTIED].router.e_score_correction_bias[experts // 2 :] = -9.0
+    set_idle(model, True)
     return model
+
+
+def set_idle(model: Transformer, idle: bool) -> None:
+    """Keep tokens away from the second half of one layer's experts, or do not."""
+    bias_E = model.moe_layers()[EMPTIED].router.e_score_correction_bias
+    bias_E[len(bias_E) // 2 :] = -9.0 if idle else 0.1
+
+
+def switch_by_sequence(model: Transformer, config: RunConfig) -> None:
+    """Idle for the first half of the sequences: the first data ranks', the first micro batch's."""
+    layout, passes = config.parallelism, [0]
+    place = place_of(layout, torch.distributed.get_rank())
+
+    def switch(_module: Any, _arguments: Any) -> None:
+        alone, first = layout.world_size == 1, place.data_rank < layout.world_size // 2
+        set_idle(model, passes[0] % 2 == 0 if alone else first)
+        passes[0] += 1
+
+    model.register_forward_pre_hook(switch)
 
 
 def micro_batches(step: int, share: range, size: int) -> list[tuple[Tensor, ...]]:
@@ -138,17 +164,13 @@ def micro_batches(step: int, share: range, size: int) -> list[tuple[Tensor, ...]
     return [(ids[:, :-1], ids[:, 1:], torch.tensor(0.3)) for ids in own_GS.split(size)]
 
 
-def train(row: Row) -> Any:
-    """Train a few steps; what every step reports, and the state at the start, after one, the last.
-
-    Tensors are named by moment, key and offset; the first moment is the gradient after one step.
-    """
+def engine_of(row: Row) -> tuple[Any, RunConfig]:
+    """The engine of this rank, its masters at the exact initial values."""
     from dsv3.engine.engine import TrainingEngine
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     config = config_of(row, world)
-    place = place_of(config.parallelism, rank)
-    held = place.local_experts(config.model.n_routed_experts)
+    held = place_of(config.parallelism, rank).local_experts(config.model.n_routed_experts)
     model = build(config, held, recompute=row.recompute)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     engine = TrainingEngine(model, config, device="cpu", expert_parameter=is_expert)
@@ -159,20 +181,58 @@ def train(row: Row) -> Any:
         return value
 
     engine.set_masters(initial)
-    each = SEQUENCES // world
+    return engine, config
+
+
+def batches_of(config: RunConfig, step: int) -> list[tuple[Tensor, ...]]:
+    """This rank's share of a step's global batch, in micro batches."""
+    place = place_of(config.parallelism, torch.distributed.get_rank())
+    each = SEQUENCES // config.parallelism.data_parallel_size
     share = range(place.data_rank * each, (place.data_rank + 1) * each)
-    tensors, steps = dict(state("start", engine)), []
+    return micro_batches(step, share, config.schedule.micro_batch_size)
+
+
+def train(row: Row) -> Any:
+    """Train a few steps; what every step reports, and the state at the start, after one, the last.
+
+    Tensors are named by moment, key and offset; the first moment is the gradient after one step.
+    """
+    engine, config = engine_of(row)
+    if row.idle_replica:
+        switch_by_sequence(engine.module, config)
+    tensors, steps, refused = dict(state("start", engine)), [], []
     for step in range(STEPS):
-        batches = micro_batches(step, share, config.schedule.micro_batch_size)
+        batches = batches_of(config, step)
+        if row.refused_step and step == 2:
+            refused.append(refuse(engine, batches))
         result = engine.train_step(batches, lr=LR)
-        counts = take_counts(model)
+        counts = take_counts(engine.module)
         steps.append({"losses": result.losses, "norm": result.grad_norm, "counts": counts})
         if step == 0:
             tensors |= state("once", engine)
     tensors |= state("end", engine)
     shapes_of = {f.key: list(f.shape) for f in engine.fragments()}
     engine.close()
-    return {"steps": steps, "shapes": shapes_of}, tensors
+    return {"steps": steps, "shapes": shapes_of, "refused": refused}, tensors
+
+
+def refuse(engine: Any, batches: list[tuple[Tensor, ...]]) -> str:
+    """Make the last rank's loss infinite for one step, which every rank must refuse."""
+    from dsv3.engine.health import NonFiniteError
+
+    hooks = []
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        norm = engine.module.model.norm
+        hooks.append(norm.register_forward_hook(lambda _m, _i, out: out * torch.inf))
+    try:
+        engine.train_step(batches, lr=LR)
+    except NonFiniteError as error:
+        take_counts(engine.module)
+        return f"{error.kind} {error.value} {' '.join(error.names)}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ""
 
 
 def take_counts(model: Transformer) -> dict[str, list[int]]:

@@ -93,7 +93,7 @@ class AllToAllDispatcher:
         """Bytes, calls and seconds by hop since the last call, of all layers together."""
         return self._exchange.take_traffic()
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def dispatch(
         self,
         x_TD: Tensor,
@@ -121,7 +121,7 @@ class AllToAllDispatcher:
         row_weights_R = permute_weights(weights_A.unsqueeze(1), here.row_TK, len(here.token_R))
         return rows_RD, row_weights_R, rows_per_expert_e, AllToAllHandle(here, splits, home)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def combine(self, rows_RD: Tensor, handle: AllToAllHandle) -> Tensor:
         """Send the weighted rows home and sum those of each token."""
         [rows_AD] = self._exchange.rows(

@@ -1,7 +1,7 @@
 """Rows between the ranks of a group, in uneven numbers; differentiable, every byte counted."""
 
+import math
 import time
-from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,11 @@ class Traffic(NamedTuple):
     calls: dict[str, int]
     seconds: dict[str, float]  # the host waited; on a GPU, where calls return at once, means little
 
+    @classmethod
+    def none(cls) -> "Traffic":
+        """Nothing yet."""
+        return cls(dict.fromkeys(HOPS, 0), dict.fromkeys(HOPS, 0), dict.fromkeys(HOPS, 0.0))
+
 
 class Exchange:
     """All-to-all over one process group, gloo or NCCL; calls are collective and in one order."""
@@ -40,16 +45,11 @@ class Exchange:
         self._group = group
         self.rank = torch.distributed.get_rank(group)
         self.size = torch.distributed.get_world_size(group)
-        self._sent_bytes: Counter[str] = Counter()
-        self._calls: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._traffic = Traffic.none()
 
     def take_traffic(self) -> Traffic:
         """What was sent since the last call."""
-        counters = (self._sent_bytes, self._calls, self._seconds)
-        taken = Traffic(*({hop: counter[hop] for hop in HOPS} for counter in counters))
-        for counter in counters:
-            counter.clear()
+        taken, self._traffic = self._traffic, Traffic.none()
         return taken
 
     def counts(self, counts_E: Tensor) -> tuple[Tensor, Splits]:
@@ -102,10 +102,10 @@ class Exchange:
         torch.distributed.all_to_all_single(
             into, rows, splits.received, splits.sent, group=self._group
         )
-        self._seconds[hop] += time.perf_counter() - began_s
+        self._traffic.seconds[hop] += time.perf_counter() - began_s
         away = sum(splits.sent) - splits.sent[self.rank]
-        self._sent_bytes[hop] += away * rows[:1].numel() * rows.itemsize if away else 0
-        self._calls[hop] += 1
+        self._traffic.sent_bytes[hop] += away * math.prod(rows.shape[1:]) * rows.itemsize
+        self._traffic.calls[hop] += 1
 
 
 class _Rows(torch.autograd.Function):

@@ -279,6 +279,13 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         " choose mtp=depth1, or leave the coefficient out",
     ),
     (
+        rules.moments_can_decay,
+        {"optimizer.moment_dtype": "bf16", "optimizer.beta1": 0.996},
+        {"optimizer.beta2": 0.999},
+        "optimizer.beta2=0.999: is too near to 1 for optimizer.moment_dtype=bf16: rounding undoes"
+        " the decay; use at most 0.996, or optimizer.moment_dtype=fp32",
+    ),
+    (
         rules.numbers_fit_fp32,
         {"schedule.lr": 3.4e38},
         {"schedule.lr": 3.41e38},

@@ -66,6 +66,13 @@ def test_bf16_halves_the_weights_only() -> None:
     assert (bf16.gradients, bf16.optimizer) == (fp32.gradients, fp32.optimizer)
 
 
+def test_bf16_moments_save_two_bytes_each() -> None:
+    exact = state_bytes_per_rank(nano())
+    rounded = state_bytes_per_rank(nano("optimizer.moment_dtype=bf16"))
+    assert 12 * rounded.optimizer == 8 * exact.optimizer
+    assert (rounded.weights, rounded.gradients) == (exact.weights, exact.gradients)
+
+
 @pytest.mark.parametrize(("expert", "replicas"), [(1, 2), (2, 1), (2, 2), (4, 2), (16, 1)])
 @pytest.mark.parametrize("zero_stage", [1, 2])
 def test_zero_shards_dense_over_all_ranks_and_experts_over_their_replicas(

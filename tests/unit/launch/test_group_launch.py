@@ -164,12 +164,12 @@ def test_the_port_listens_before_a_rank_runs(run, pair, monkeypatch) -> None:
     assert len(set(ports)) == 1
 
 
-def test_who_asks_too_early_for_a_stack_kills_nobody() -> None:
+def test_who_asks_too_early_for_a_stack_kills_nobody(tmp_path) -> None:
     before = signal.getsignal(signal.SIGUSR2)
     code = "import signal, sys; sys.exit(signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN)"
-    with open(os.devnull, "wb") as nowhere:
+    with (tmp_path / "log").open("wb") as output:
         command = [sys.executable, "-c", code]
-        process = start_member(command, os.environ, descriptors=(), output=nowhere)
+        process = start_member(command, os.environ, descriptors=(), output=output)
     assert process.wait(30) == 1
     assert signal.getsignal(signal.SIGUSR2) is before
 

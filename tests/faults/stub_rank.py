@@ -1,7 +1,6 @@
 """A rank whose work is to meet the others over gloo; its start, its signs and its end are real.
 
-Run as `python -m stub_rank RUN_DIR`; what it does beyond that is in STUB: `wait` (for rank 0 to
-hang by itself in the middle of a step) or `defect` (of rank 1).
+Run as `python -m stub_rank RUN_DIR`; with STUB=hang rank 0 stands still in the middle of a step.
 """
 
 import os
@@ -12,8 +11,8 @@ import types
 from dsv3.train import worker
 
 
-def train_attempt(run, _arguments, stop, lock, heartbeat):
-    """Reduce, beat and look for a signal, step after step."""
+def train_attempt(run, _arguments, _stop, lock, heartbeat):
+    """Reduce and beat, step after step."""
     import torch
     from torch import distributed
 
@@ -25,18 +24,10 @@ def train_attempt(run, _arguments, stop, lock, heartbeat):
     step = 0
     try:
         while True:
-            asked = torch.tensor([float(stop.requested)])
-            distributed.all_reduce(asked)
-            if asked.item() > 0:
-                heartbeat.end(5.0)
-                if stop.signal is None:
-                    stop._remember(15, None)
-                raise stop.as_error(step)
+            distributed.all_reduce(torch.ones(1))
             step += 1
             heartbeat.beat(step)
             (run.path / f"step-{rank}").write_text(f"{os.getpid()} {step}")
-            if action == "defect" and rank == 1 and step == 3:
-                raise ZeroDivisionError("on purpose")
             if action == "hang" and rank == 0 and step == 3:
                 deaf_and_busy()
             time.sleep(0.02)

@@ -44,7 +44,7 @@ def evaluate(run: str, overrides: Sequence[str], *, step: int | None, as_json: b
             raise Dsv3Error(f"the evaluation of {directory.path} ended with exit code {code}")
         found = read_json(report)
     if "error" in found:
-        raise _rebuilt(found["error"])
+        raise Dsv3Error.from_record(found["error"])
     _print(directory, Path(found["directory"]), as_json=as_json)
     return code
 
@@ -116,13 +116,6 @@ def _prepare(directory: RunDirectory, config: RunConfig) -> None:
     with preparation_progress() as progress:
         data = prepare(config.data, vocab_size=config.model.vocab_size, progress=progress)
     directory.check_frozen(data.fingerprint)
-
-
-def _rebuilt(record: dict[str, Any]) -> Dsv3Error:
-    """The error that ended the process, as if it had been raised here."""
-    error = Dsv3Error([Problem(**problem) for problem in record["problems"]])
-    error.id, error.exit_code = record["id"], record["exit_code"]
-    return error
 
 
 def _print(directory: RunDirectory, written: Path, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.machine import usable_cores
-from dsv3.runs.rank import LAUNCHER_PID_VARIABLE
+from dsv3.runs.rank import BOARD_VARIABLE, LAUNCHER_PID_VARIABLE, STORE_SOCKET_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 # A single rank meets itself in memory; what an outer srun or torchrun left in the environment
@@ -21,6 +21,8 @@ _DISTRIBUTED_VARIABLES = (
     "GROUP_RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
+    BOARD_VARIABLE,
+    STORE_SOCKET_VARIABLE,
 )
 # glibc: serve up to 1 GiB from the heap, never trim it, grow it by 64 MiB. A step on a CPU
 # otherwise spends a fifth of its time on page faults of memory it has just given back.

@@ -117,9 +117,8 @@ class _Group:
             self._reap()
             if any(member.code not in GOOD for member in self.ending.members):
                 return
-            silences = self._watchdog.look([member.rank for member in self._alive])
-            if silences:
-                self._find_lost(silences)
+            if self._watchdog.look([member.rank for member in self._alive]):
+                self._find_lost()
                 return
 
     def end(self) -> None:
@@ -171,23 +170,21 @@ class _Group:
                 self._alive.remove(member)
                 self.ending.members.append(member)
 
-    def _find_lost(self, silences: Sequence[Silence]) -> None:
+    def _find_lost(self) -> None:
         """Which rank is silent because of itself, not because it waits for another one.
 
         Ranks that meet in every step fall silent together. One that is halted cannot be waiting;
         of the others, the one that is not in a call to the rest; else the first to fall silent.
         """
-        places = ask({member.rank: member.process.pid for member in self._alive}, self._run.logs)
         now_s = time.monotonic()
-        silent = {each.rank: each for each in silences}
-        for rank in places:
-            silent.setdefault(rank, self._watchdog.silence(rank, now_s))
+        silent = {each.rank: self._watchdog.silence(each.rank, now_s) for each in self._alive}
+        places = ask({member.rank: member.process.pid for member in self._alive}, self._run.logs)
 
         def blame(rank: int) -> tuple[bool, bool, bool, float]:
-            place = places[rank]
-            overdue = silent[rank].seconds > silent[rank].sign.limit_s / 2
-            busy = overdue and not place.waits_for_ranks
-            return (place.halted, overdue and not place.frames, busy, silent[rank].seconds)
+            place, silence = places[rank], silent[rank]
+            overdue = silence.seconds > silence.sign.limit_s / 2
+            dumb = overdue and not place.frames
+            return (place.halted, dumb, overdue and not place.waits_for_ranks, silence.seconds)
 
         lost = max(places, key=blame)
         self.ending.silence, self.ending.whereabouts = silent[lost], places

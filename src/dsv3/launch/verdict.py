@@ -3,11 +3,13 @@
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
 from dsv3.launch.group import GOOD, Ending, Member
 from dsv3.launch.watchdog import Silence
+from dsv3.runs.board import Failure
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.rank import log_name
@@ -31,7 +33,7 @@ def conclude(run: RunDirectory, ending: Ending) -> int:
     failed = [member for member in ending.members if member.failure is not None]
     if not failed:
         return 0
-    return _failed(run, min(failed, key=_is_consequence))
+    return _failed(run, _cause(failed))
 
 
 def killed_by(name: str) -> str:
@@ -51,20 +53,34 @@ def _died_unnamed(member: Member) -> bool:
     return member.code != 0
 
 
-def _is_consequence(member: Member) -> tuple[bool, bool, float]:
-    """Sort key: first what ended the run, then who lost touch with it, each in order of time."""
+def _cause(failed: Sequence[Member]) -> Member:
+    """Who ended the run: not who lost touch with it, nor who was asked to stop; then by time.
+
+    Of ranks that say the same, the first in number: what all met is no matter of one of them.
+    """
+
+    def key(member: Member) -> tuple[bool, bool, float]:
+        failure = _failure(member)
+        code = failure.error.exit_code
+        return (code == RankLostError.exit_code, code in GOOD, failure.at_s)
+
+    cause = min(failed, key=key)
+    said = _failure(cause).error.problems
+    same = [each for each in failed if _failure(each).error.problems == said]
+    return min(same, key=lambda member: member.rank)
+
+
+def _failure(member: Member) -> Failure:
     assert member.failure is not None, f"{member.rank=} did not fail"
-    error = member.failure.error
-    lost_touch = error.exit_code == RankLostError.exit_code
-    return (lost_touch, error.exit_code in GOOD, member.failure.at_s)
+    return member.failure
 
 
 def _failed(run: RunDirectory, member: Member) -> int:
-    assert member.failure is not None, f"{member.rank=} did not fail"
-    error = member.failure.error
+    failure = _failure(member)
+    error = failure.error
     if error.exit_code == RankLostError.exit_code:
         _record(run, {"rank": member.rank, "problems": list(map(str, error.problems))})
-    if member.failure.lasting:
+    if failure.lasting:
         with (
             contextlib.suppress(CapacityError),
             RunLock(run.lock_path),

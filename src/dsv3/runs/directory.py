@@ -220,9 +220,8 @@ class RunDirectory:
 
     def mark_failed(self, error: Dsv3Error, **context: Any) -> None:
         """Write why the run ended; it can be tried again."""
-        problems = [vars(problem) for problem in error.problems]
-        record = {"id": error.id, "exit_code": error.exit_code, "problems": problems, **context}
-        write_json(self.failed_path, {"failed_at": datetime.now(UTC).isoformat(), **record})
+        failed_at = datetime.now(UTC).isoformat()
+        write_json(self.failed_path, {"failed_at": failed_at, **error.record(), **context})
 
     def check_frozen(self, data_fingerprint: str) -> None:
         """Raise DataError or ConfigError unless the run began with this data and these numerics."""

@@ -33,10 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stop_with_launcher()
             directory = _evaluate(run, arguments, stop)
     except Dsv3Error as error:
-        problems = [vars(problem) for problem in error.problems]
-        failure = {"id": error.id, "exit_code": error.exit_code, "problems": problems}
         with contextlib.suppress(CapacityError):
-            write_json(arguments.report, {"error": failure})
+            write_json(arguments.report, {"error": error.record()})
         return error.exit_code
     write_json(arguments.report, {"directory": str(directory)})
     return 0

@@ -29,9 +29,10 @@ PEER_IS_GONE = (
     "Broken pipe",
     "Socket closed",
     "Timed out waiting",
+    "remote process exited",
 )
-"""How gloo says it; NCCL and the store of the ranks have classes of their own."""
-PEER_ERRORS = ("DistNetworkError", "DistStoreError", "DistBackendError")
+"""How gloo and NCCL say it; the store of the ranks has classes of its own."""
+PEER_ERRORS = ("DistNetworkError", "DistStoreError")
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _attempt(
         raise
     except Exception as error:
         logger.exception("the end of this rank")
-        failure = peer_error(error, place, run) or capacity_error(error)
+        failure = capacity_error(error) or peer_error(error, place, run)
         if failure is None:
             what = f"a defect of dsv3: {type(error).__name__}: {error}"
             log = run.logs / log_name(place.rank)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from distributed.checkpoint_cases import CHECKPOINT_CASES
 from distributed.group_cases import GROUP_CASES
 from distributed.token_cases import TOKEN_CASES
+from distributed.trainer_cases import TRAINER_CASES
 from distributed.training_cases import TRAINING_CASES
 from dsv3.engine import distributed
 
@@ -20,7 +21,13 @@ def main(directory: Path) -> None:
     values, tensors = {}, {}
     with distributed.process_group("cpu"):
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        cases = GROUP_CASES | TOKEN_CASES | CHECKPOINT_CASES | TRAINING_CASES[world]
+        cases = (
+            GROUP_CASES
+            | TOKEN_CASES
+            | CHECKPOINT_CASES
+            | TRAINING_CASES[world]
+            | TRAINER_CASES[world]
+        )
         for name, case in cases.items():
             values[name], found = case()
             tensors |= {f"{name}|{key}": tensor for key, tensor in found.items()}

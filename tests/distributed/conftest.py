@@ -11,10 +11,16 @@ from distributed.ranks import Report, launch
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, list[Report]]]:
     """By world size: what every rank reports, by case."""
     launched: dict[int, dict[str, list[Report]]] = {}
+    failed: dict[int, str] = {}
 
     def of_world(world: int) -> dict[str, list[Report]]:
-        if world not in launched:
-            launched[world] = launch(world, tmp_path_factory.mktemp(f"world{world}"))
+        if world not in launched and world not in failed:
+            try:
+                launched[world] = launch(world, tmp_path_factory.mktemp(f"world{world}"))
+            except Exception as error:
+                failed[world] = str(error).splitlines()[0]  # told once in full, not started again
+                raise
+        assert world not in failed, f"{world} ranks were started before: {failed[world]}"
         return launched[world]
 
     return of_world

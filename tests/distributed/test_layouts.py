@@ -5,22 +5,27 @@ import torch
 
 from distributed.state import assembled
 from distributed.training_cases import EMPTIED, ROWS, SMALL, STEPS, reference_of
+from dsv3.model.names import is_expert
 
 pytestmark = pytest.mark.distributed
 
 LAYOUTS = [(world, name) for world in (2, 4) for name in ROWS[world]]
 
 # Relative, of losses, of the norm and of a tensor's norm. FP32: sums over ranks and micro batches
-# are taken in another order. In BF16 a weight's gradient is rounded for every micro batch, and that
-# of an expert for all ranks of its group at once: 2^-9 each, and on from there. A moment in BF16,
-# or a token in FP8, can come to lie on the other side of a border: 2^-8 and 2^-4 of one element.
+# are taken in another order. In BF16 the gradient of an expert is rounded for all ranks of its
+# group at once, not for every micro batch: 2^-9, and everything else follows in the next steps. A
+# moment in BF16, or a token in FP8, can come to lie on the other side of a border: 2^-8 and 2^-4 of
+# one element.
 TOLERANCES = {
     "fp32": (1e-6, 1e-6, 1e-5),
     "idle_replica": (1e-6, 1e-6, 1e-5),
-    "bf16": (2e-3, 1e-2, 2e-2),
+    "bf16": (1e-3, 1e-2, 1e-2),
     "bf16_moments": (1e-6, 1e-6, 1e-3),
     "fp8_wire": (1e-5, 1e-4, 1e-3),
 }
+# The first step in BF16 differs in the experts' gradients alone: everything else is rounded for the
+# same micro batches, and summed in FP32. Reduced in BF16, it would be 1e-3 away.
+BF16_FIRST_STEP = 2e-4
 
 
 def tolerances(name: str) -> tuple[float, float, float]:
@@ -83,11 +88,12 @@ def test_gradients_agree_per_tensor(pair):
     ours, theirs = assembled(of_ranks, "once"), assembled(alone, "once")
     assert ours.keys() == theirs.keys()
     assert {key.split("/")[0] for key in ours} == {"master", "exp_avg", "exp_avg_sq", "buffer"}
-    far = {
-        key: distance(ours[key], theirs[key])
-        for key in theirs
-        if key.startswith("exp_avg/") and not distance(ours[key], theirs[key]) <= tolerance
-    }
+    far = {}
+    for key in (key for key in theirs if key.startswith("exp_avg/")):
+        exact = "bf16" in name.split() and not is_expert(key)
+        apart = distance(ours[key], theirs[key])
+        if not apart <= (BF16_FIRST_STEP if exact else tolerance):
+            far[key] = apart
     assert far == {}
 
 

@@ -64,7 +64,7 @@ def train_attempt(run, arguments, stop, lock, heartbeat):
             finally:  # the others notice before it gets to say so
                 (run.path / "gone").touch()
                 log = run.logs / "rank-0.log"
-                while "by peer" not in log.read_text():
+                while not log.exists() or "by peer" not in log.read_text():
                     time.sleep(0.01)
                 time.sleep(0.3)
         case "peer":

@@ -166,10 +166,9 @@ def test_absurd_sizes_are_a_question_of_the_machine(words, ask):
     assert max(map(len, lines)) < 400, "numbers nobody can read"
 
 
-def test_several_ranks_are_refused_by_name(ask):
-    batch = ("schedule.micro_batch_size=2", "schedule.batch_size_quantum=4")
-    [line] = ask(3, "train", "model=moe_nano", "parallelism=ep4", *batch)
-    assert "does not train on several ranks yet" in line
+def test_pipelines_are_refused_by_name(ask):
+    [line] = ask(3, "train", "model=moe_nano", "parallelism.pipeline_parallel_size=2")
+    assert "pipeline_parallel_size=2" in line and "does not train pipelines yet" in line
 
 
 @pytest.mark.parametrize(

@@ -118,11 +118,11 @@ def test_the_lost_rank_is_named_and_nobody_is_left(tmp_path, ranks, lost, kind):
     (event,) = [line for line in read_lines(run.events_path) if line["event"] == "rank_lost"]
     assert event["rank"] == lost
     assert not run.failed_path.exists(), "asked for again, the run goes on"
+    peer = (run.logs / f"rank-{(lost + 1) % ranks}.log").read_text()
+    assert "by peer" in peer, "the others were given time to say what they met"
     if kind == "SIGKILL":
         assert "killed by SIGKILL" in first and more == []
         assert event["signal"] == "SIGKILL"
-        peer = (run.logs / f"rank-{(lost + 1) % ranks}.log").read_text()
-        assert "by peer" in peer, "what the others met is in their logs"
     else:
         assert "no sign of life" in first and "limit 2 s" in first
         assert f"rank {lost}: halted by a signal" in more[0]

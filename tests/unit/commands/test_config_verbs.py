@@ -34,7 +34,7 @@ def test_show_prints_a_configuration_that_can_be_read_back(capsys: Any) -> None:
 
 
 def test_show_prints_a_part(capsys: Any) -> None:
-    assert printed(capsys, "show", "run.tag=a", "-p", "run") == "tag: a\n"
+    assert printed(capsys, "show", "run.tag=a", "-p", "run").startswith("tag: a\nheartbeat_")
     assert json.loads(printed(capsys, "show", "seed=4", "-p", "seed", "--json")) == 4
     assert refused(capsys, "show", "-p", "modl") == (
         "error[config]: --package modl: there is no 'modl' in the configuration;"

@@ -61,7 +61,8 @@ def test_a_model_of_ones_own_is_one_file(tmp_path: Path) -> None:
 
 
 def test_base_can_be_shadowed(tmp_path: Path) -> None:
-    own(tmp_path, "seed: 9\nrun_root: elsewhere\nrun:\n  tag: null\n", "base")
+    base = (shipped("conf") / "base.yaml").read_text()
+    own(tmp_path, base.replace("run_root: runs", "run_root: elsewhere"), "base")
     assert compose(config_dir=tmp_path).config.run_root == "elsewhere"
 
 

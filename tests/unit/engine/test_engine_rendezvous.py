@@ -45,4 +45,9 @@ def test_ranks_meet_on_the_loopback_interface(tmp_path: Path) -> None:
                 command, env={**os.environ, **own}, cwd=tmp_path, pass_fds=given
             )
             ranks.append(process)
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    try:
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()

@@ -63,7 +63,10 @@ def train_attempt(run, arguments, stop, lock, heartbeat):
                 raise ZeroDivisionError("on purpose")
             finally:  # the others notice before it gets to say so
                 (run.path / "gone").touch()
-                time.sleep(0.5)
+                log = run.logs / "rank-0.log"
+                while not log.exists() or "by peer" not in log.read_text():
+                    time.sleep(0.01)
+                time.sleep(0.3)
         case "peer":
             while not (run.path / "gone").exists():
                 time.sleep(0.01)

@@ -72,7 +72,7 @@ def _measure(config: RunConfig, *, rounds: int) -> dict[str, Any]:
     for step in range(1, WARM_UP + rounds + 1):
         watch.time("step", train, [batches[step % len(batches)]])
         load = watch.time("taking", take_load, layers)
-        update_biases(layers, load, config.balance, 1.0)
+        update_biases(layers, load, config.balance, gamma=config.balance.bias_update_speed)
         watch.time("figures", load_record, load, layers)
         watch.time("windows", windows.after_step, step, load)
         watch.time("judging", judge.after_step, step, load)

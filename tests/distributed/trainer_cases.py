@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from dsv3.train.loop import train_step
@@ -55,7 +54,9 @@ class Row(NamedTuple):
             f"schedule.batch_size_quantum={SEQUENCES}",
             f"schedule.micro_batch_size={SEQUENCES // self.world // self.accumulation}",
             f"schedule.total_tokens={STEPS * SEQUENCES * 12}",
-            "schedule.lr=1e-4",  # rounding grows with the weights' way
+            # Rounding grows through large weights, and with the way that weights have come.
+            "model.initializer_range=0.08",
+            "schedule.lr=1e-4",
             f"balance={arm}",
             *([f"balance.batch_counts={counts}"] if counts else []),
             f"mtp={self.mtp}",

@@ -57,7 +57,8 @@ def training(*overrides: str) -> Iterator[Trainer]:
     """A trainer at its first step, in a process group that exists already."""
     config = compose([*OVERRIDES, *overrides]).config
     device = torch.device("cpu")
-    model = build_model(config, device)
+    ranks = Ranks(config.parallelism, device)
+    model = build_model(config, device, ranks.place)
     engine = build_engine(model, config, device)
     samples: Any = Samples(config.model.vocab_size)
     validation = [ValidationSample("a", samples[10**6 + n], 50) for n in range(4)]
@@ -65,7 +66,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
         known = {
             "run": None,
             "heartbeat": Heartbeat(None, 0, 0.0),
-            "ranks": Ranks(config.parallelism, device),
+            "ranks": ranks,
             "layers": model.moe_layers(),
             "config": config,
             "device": device,

@@ -59,7 +59,7 @@ def train_attempt(
 
         attempt = on_first(ranks, begin)
         quiet = arguments.quiet
-        result = _train(run, config, prepared, ranks, device, attempt, quiet, stop, heartbeat)
+        result = _train(run, config, prepared, ranks, attempt, quiet, stop, heartbeat)
         if ranks.is_first:
             run.mark_done(result | {"last_attempt_s": time.monotonic() - began_s})
 
@@ -69,12 +69,12 @@ def _train(
     config: RunConfig,
     prepared: Prepared,
     ranks: Ranks,
-    device: torch.device,
     attempt: int,
     quiet: bool,
     stop: StopRequest,
     heartbeat: Heartbeat,
 ) -> dict[str, Any]:
+    device = ranks.device
     model = build_model(config, device, ranks.place)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)

@@ -17,6 +17,7 @@ class Ranks(RankCollective):
 
     def __init__(self, layout: ParallelismConfig, device: torch.device) -> None:
         super().__init__(device)
+        self.device = device
         self.place: Place = place_of(layout, self.rank)
 
     @property
@@ -28,7 +29,7 @@ class Ranks(RankCollective):
         """The sum over all ranks, exact for integers; the argument is left as it is."""
         if self.size == 1:
             return counts
-        total = counts.to(self._device, copy=True)
+        total = counts.to(self.device, copy=True)
         dist.all_reduce(total)
         return total.to(counts.device)
 
@@ -36,6 +37,6 @@ class Ranks(RankCollective):
         """The largest of the ranks' numbers."""
         if self.size == 1:
             return number
-        value = torch.tensor(number, device=self._device)
+        value = torch.tensor(number, device=self.device)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return int(value)

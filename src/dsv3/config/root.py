@@ -59,6 +59,6 @@ class RunConfig(Section):
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        """Micro batches per rank in a step of full size; whole only if the layout's rule holds."""
-        ranks = self.parallelism.data_parallel_size
-        return self.schedule.global_batch_size // (self.schedule.micro_batch_size * ranks)
+        """Micro batches per rank in a step of full size; the batch divides over the ranks."""
+        share = self.schedule.global_batch_size // self.parallelism.data_parallel_size
+        return share // self.schedule.micro_batch_size_of(share)

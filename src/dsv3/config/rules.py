@@ -120,21 +120,15 @@ def experts_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
 
 
 def batch_divides_over_ranks(config: RunConfig) -> Iterator[Problem]:
-    """A step is a whole number of micro batches on every data-parallel rank."""
-    s, ranks = config.schedule, config.parallelism.data_parallel_size
-    at_once = s.micro_batch_size * ranks
-    if s.global_batch_size % at_once == 0:
-        return
-    remedy = f"use a multiple of {at_once}"
-    if s.global_batch_size % ranks == 0:
-        fitting = listed(_divisors(s.global_batch_size // ranks))
-        remedy += f", or schedule.micro_batch_size out of {fitting}"
-    yield Problem(
-        f"schedule.global_batch_size={s.global_batch_size}",
-        f"must be a multiple of schedule.micro_batch_size={s.micro_batch_size}"
-        f" x {ranks} data-parallel rank{'' if ranks == 1 else 's'}",
-        remedy,
-    )
+    """Every data-parallel rank has the same share of a step; micro batches follow from the share."""
+    batch, ranks = config.schedule.global_batch_size, config.parallelism.data_parallel_size
+    if batch % ranks != 0:
+        near = [size for size in (batch // ranks * ranks, -(-batch // ranks) * ranks) if size]
+        yield Problem(
+            f"schedule.global_batch_size={batch}",
+            f"must be a multiple of the {ranks} data-parallel ranks",
+            f"use {' or '.join(map(str, near))}",
+        )
 
 
 def stages_have_layers(config: RunConfig) -> Iterator[Problem]:

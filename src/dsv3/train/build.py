@@ -1,5 +1,7 @@
 """The one composition root: from a configuration to everything a rank trains with."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,18 @@ WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def choose_device(config: RunConfig) -> torch.device:
-    """The device of this rank: CUDA where there is one, unless the configuration says otherwise."""
+    """The device of this rank: CUDA where there is one, unless the configuration says otherwise.
+
+    Ranks of one machine have a GPU each, by their number there.
+    """
     kind = config.launcher.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(kind)
+    if kind == "cpu":
+        return torch.device(kind)
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def build_model(config: RunConfig, device: torch.device, place: Place | None = None) -> Transformer:

@@ -125,17 +125,15 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (
         rules.batch_divides_over_ranks,
         RANKS,
-        {"schedule.global_batch_size": 24},
-        "schedule.global_batch_size=24: must be a multiple of schedule.micro_batch_size=8 x 4"
-        " data-parallel ranks; use a multiple of 32, or schedule.micro_batch_size out of"
-        " 1, 2, 3, 6",
+        {"schedule.global_batch_size": 30},
+        "schedule.global_batch_size=30: must be a multiple of the 4 data-parallel ranks;"
+        " use 28 or 32",
     ),
     (
         rules.batch_divides_over_ranks,
         RANKS,
-        {"schedule.global_batch_size": 30},
-        "schedule.global_batch_size=30: must be a multiple of schedule.micro_batch_size=8 x 4"
-        " data-parallel ranks; use a multiple of 32",
+        {"schedule.global_batch_size": 2},
+        "schedule.global_batch_size=2: must be a multiple of the 4 data-parallel ranks; use 4",
     ),
     (
         rules.stages_have_layers,

@@ -120,7 +120,7 @@ def experts_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
 
 
 def batch_divides_over_ranks(config: RunConfig) -> Iterator[Problem]:
-    """Every data-parallel rank has the same share of a step; micro batches follow from the share."""
+    """Every data-parallel rank has the same share of a step; micro batches follow from it."""
     batch, ranks = config.schedule.global_batch_size, config.parallelism.data_parallel_size
     if batch % ranks != 0:
         near = [size for size in (batch // ranks * ranks, -(-batch // ranks) * ranks) if size]

@@ -67,7 +67,7 @@ def test_a_million_tokens_walk_through_every_phase_of_the_report(model: str) -> 
         # A cosine and a handful of products round; jumps are far larger than that.
         lr = schedule.lr * report_lr(end, warm_up=Fraction("0.296"))
         assert values["lr"] == pytest.approx(lr, rel=1e-12)
-        batch = report_batch(begin, peak=8, quantum=2)
+        batch = report_batch(begin, peak=8, quantum=schedule.batch_size_quantum)
         assert values["batch_size"] == batch == after.samples - before.samples
         gamma = config.balance.bias_update_speed
         assert values["bias_update_speed"] == (gamma if end <= Fraction("14.3") else 0.0)
@@ -75,7 +75,8 @@ def test_a_million_tokens_walk_through_every_phase_of_the_report(model: str) -> 
         phase = sum(end > each for each in map(Fraction, ("0.296", "10", "14.3", "14.633")))
         seen.add(("lr", phase))
         seen.add(("batch", batch))
-    assert seen == {("lr", n) for n in range(5)} | {("batch", n) for n in (2, 4, 6, 8)}
+    sizes = range(schedule.batch_size_quantum, 9, schedule.batch_size_quantum)
+    assert seen == {("lr", n) for n in range(5)} | {("batch", n) for n in sizes}
 
 
 @pytest.mark.parametrize(

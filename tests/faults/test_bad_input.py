@@ -108,7 +108,6 @@ CONFIGURATION = {
         "at least 261: 256 bytes and 5 special tokens; raise model.vocab_size"
     ],
     "schedule.sequence_length=100000": ["must not exceed model.max_position_embeddings=4096"],
-    "schedule.micro_batch_size=3": ["schedule.micro_batch_size=3 x 1 data-parallel rank;"],
     "schedule.total_tokens=1e30": ["schedule.total_tokens=1e+30: must be a whole number"],
     "balance=none balance.bias_update_speed=1": ["has no expert bias to update"],
     "data=jsonl": ["data.path=null: data.source=jsonl needs a path"],

@@ -57,7 +57,9 @@ def launches(monkeypatch):
         return worker.main(arguments.to_argv())
 
     monkeypatch.setattr(train_verb, "launch", launch)
-    monkeypatch.setattr(worker, "log_to_file", lambda run: None)  # it takes over all of logging
+    monkeypatch.setattr(
+        worker, "log_to_file", lambda run, name: None
+    )  # it takes over all of logging
     return started
 
 
@@ -80,7 +82,7 @@ def whole(text, tmp_path_factory):
     """A finished run with three checkpoints, to be copied and damaged."""
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "log_to_file", lambda run: None)
+        patch.setattr(worker, "log_to_file", lambda run, name: None)
         patch.setattr(
             train_verb,
             "launch",

@@ -57,7 +57,8 @@ def launches(monkeypatch):
         return worker.main(arguments.to_argv())
 
     monkeypatch.setattr(train_verb, "launch", launch)
-    monkeypatch.setattr(
+    # It takes over all of logging.
+    monkeypatch.setattr(worker, "log_to_file", lambda run, name: None)
         worker, "log_to_file", lambda run, name: None
     )  # it takes over all of logging
     return started

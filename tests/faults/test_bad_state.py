@@ -59,8 +59,6 @@ def launches(monkeypatch):
     monkeypatch.setattr(train_verb, "launch", launch)
     # It takes over all of logging.
     monkeypatch.setattr(worker, "log_to_file", lambda run, name: None)
-        worker, "log_to_file", lambda run, name: None
-    )  # it takes over all of logging
     return started
 
 

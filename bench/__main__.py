@@ -1,13 +1,16 @@
-"""`python -m bench [--quick] [--json]`: start-up, load metrics, mechanisms, the peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load metrics, mechanisms, ranks, peer."""
 
 import argparse
 import json
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import load, mechanisms, startup, throughput
+from bench import layouts, load, mechanisms, startup, throughput
+
+PARTS = {"load": load, "mechanisms": mechanisms, "layouts": layouts, "throughput": throughput}
 
 
 def main() -> None:
@@ -15,27 +18,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.add_argument("--only", choices=PARTS, help="one part, without start-up")
     options = parser.parse_args()
-    starts = startup.measure(rounds=3 if options.quick else 9)
-    if not options.json:
-        _print_starts(starts)
-    loads = []
-    for cost in load.measure(quick=options.quick):
-        loads.append(cost)
+    found: dict[str, list[Any]] = {}
+    if options.only is None:
+        found["startup"] = startup.measure(rounds=3 if options.quick else 9)
         if not options.json:
-            load.show(cost)
-    costs = []
-    for cost in mechanisms.measure(quick=options.quick):
-        costs.append(cost)
-        if not options.json:
-            mechanisms.show(cost)
-    speeds = []
-    for speed in throughput.measure(quick=options.quick):
-        speeds.append(speed)
-        if not options.json:
-            throughput.show(speed)
+            _print_starts(found["startup"])
+    for name, part in PARTS.items():
+        if options.only not in (None, name):
+            continue
+        found[name] = []
+        for each in part.measure(quick=options.quick):
+            found[name].append(each)
+            if not options.json:
+                part.show(each)
     if options.json:
-        found = {"startup": starts, "load": loads, "mechanisms": costs, "throughput": speeds}
         json.dump(found, sys.stdout, indent=2)
 
 

@@ -22,7 +22,7 @@ from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.ranks import Ranks
-from dsv3.train.reporter import Nowhere, Reporter, Reports
+from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
 
 
@@ -80,7 +80,7 @@ def _train(
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
     with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
         position, alarms, skipped = checkpoints.resume(engine)
-    reporter: Reports = Nowhere()
+    reporter = Reports()
     if ranks.is_first:
         reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
     reporter.event("started", attempt=attempt, step=position.step, skipped_checkpoints=skipped)

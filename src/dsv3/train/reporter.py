@@ -1,6 +1,6 @@
 """Where the figures of a run go: its files first, then the mirror and the terminal."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from dsv3.config.root import RunConfig
 from dsv3.runs.directory import RunDirectory
@@ -12,8 +12,11 @@ from dsv3.train.tracking import open_mirror
 Record = dict[str, Any]
 
 
-class Reports(Protocol):
-    """What training tells: an optimizer step, an evaluation, an event, an alarm, a note."""
+class Reports:
+    """What training tells, and here nobody hears: for every rank but the first.
+
+    The figures of all ranks are the same.
+    """
 
     def step(self, record: Record) -> None:
         """Take the line of an optimizer step."""
@@ -37,32 +40,7 @@ class Reports(Protocol):
         """Flush and let go."""
 
 
-class Nowhere:
-    """For every rank but the first, whose figures are the same."""
-
-    def step(self, record: Record) -> None:
-        """Nothing."""
-
-    def evaluation(self, record: Record) -> None:
-        """Nothing."""
-
-    def alarm(self, alarm: Alarm) -> None:
-        """Nothing."""
-
-    def event(self, name: str, **fields: Any) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Reporter:
+class Reporter(Reports):
     """Writes metrics.jsonl and events.jsonl; mirrors and presenters swallow their own failures.
 
     Open it under the run's lock, once the step to go on from is known: lines beyond `done_steps`

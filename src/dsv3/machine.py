@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import socket
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +65,11 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def has_loopback() -> bool:
+    """Whether there is an interface `lo`, for what is to stay off the network."""
+    return "lo" in (name for _, name in socket.if_nameindex())
 
 
 def usable_cores(quota: Path = CPU_QUOTA) -> int:

@@ -267,5 +267,7 @@ def test_a_constant_batch_follows_the_key_alone(name: str) -> None:
 def test_gamma_ends_500_billion_tokens_before_the_end() -> None:
     config = run("model=moe_671b")
     assert config.balance.bias_update_speed == 0.001
-    speeds = [config.schedule.bias_update_speed_at(n * 10**9) for n in (1, 14_300, 14_301, 14_800)]
+    schedule, curve = config.schedule, config.schedule.bias_update_speed_curve
+    billions = (1, 14_300, 14_301, 14_800)
+    speeds = [schedule.fraction_at(curve, n * 10**9) for n in billions]
     assert speeds == [1.0, 1.0, 0.0, 0.0]

@@ -98,15 +98,11 @@ class ScheduleConfig(Section):
 
         Taken at the end of the step: the first step of a warm-up from zero has a learning rate.
         """
-        return self.lr * self.lr_curve.at(self.on_reference_axis(tokens_after))
+        return self.lr * self.fraction_at(self.lr_curve, tokens_after)
 
-    def bias_update_speed_at(self, tokens_after: int) -> float:
-        """Fraction of the router's bias speed (gamma), for the same step as `lr_at`."""
-        return self.bias_update_speed_curve.at(self.on_reference_axis(tokens_after))
-
-    def mtp_loss_coeff_at(self, tokens_after: int) -> float:
-        """Fraction of the weight of the MTP loss (lambda), for the same step as `lr_at`."""
-        return self.mtp_loss_coeff_curve.at(self.on_reference_axis(tokens_after))
+    def fraction_at(self, curve: Curve, tokens_after: int) -> float:
+        """Value of a curve for the step that brings the run to `tokens_after` tokens."""
+        return curve.at(self.on_reference_axis(tokens_after))
 
     def on_reference_axis(self, tokens: int) -> float:
         """Place `tokens` of this run on the axis the curves are written on.

@@ -98,3 +98,7 @@ def _code_digest() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def unseen(_stage: str, _done: int, _total: int | None) -> None:
+    """Progress for a process whose launcher has shown the preparation already."""

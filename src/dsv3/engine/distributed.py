@@ -1,7 +1,6 @@
 """Process group of a rank: joins the launcher's, or makes a group of one without opening a port."""
 
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch.distributed
 
 from dsv3.engine import rendezvous
 from dsv3.errors import ConfigError, Problem
+from dsv3.machine import has_loopback
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -81,7 +81,7 @@ def _launched() -> bool:
 
 
 def _start_alone(backend: str) -> None:
-    if backend == "gloo" and "lo" in (name for _, name in socket.if_nameindex()):
+    if backend == "gloo" and has_loopback():
         # gloo opens a socket even for one rank: keep it off the network, and independent of what
         # the host's name resolves to.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,13 +1,12 @@
 """The environment of a rank, made from the launcher's."""
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 import dsv3
 from dsv3.config.root import RunConfig
-from dsv3.machine import usable_cores
+from dsv3.machine import has_loopback, usable_cores
 from dsv3.runs.rank import BOARD_VARIABLE, LAUNCHER_PID_VARIABLE, STORE_SOCKET_VARIABLE
 
 LOOPBACK = "127.0.0.1"
@@ -87,6 +86,6 @@ def member_environment(
         "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(port),
     }
-    if "lo" in (name for _, name in socket.if_nameindex()):
+    if has_loopback():
         own["GLOO_SOCKET_IFNAME"] = "lo"
     return {**common, **own}

@@ -1,5 +1,7 @@
 """One layer of the decoder: attention and feed-forward network, each normed before and added."""
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -9,6 +11,15 @@ from dsv3.config.model import ModelConfig
 from dsv3.model.attention import LatentAttention
 from dsv3.model.backends import Backend
 from dsv3.model.moe import MLP, MoE, PassLoad, TokenDispatcher
+
+
+class Parts(TypedDict):
+    """What every layer is made with besides its backend."""
+
+    dispatcher: TokenDispatcher
+    local_experts: range
+    recompute: bool
+    balance: BalanceConfig | None
 
 
 class Block(nn.Module):
@@ -23,13 +34,10 @@ class Block(nn.Module):
         layer: int,
         *,
         backend: Backend,
-        dispatcher: TokenDispatcher,
-        local_experts: range,
-        recompute: bool,
-        balance: BalanceConfig | None,
+        **parts: Unpack[Parts],
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.recompute = parts["recompute"]
         self.self_attn = LatentAttention(config, backend=backend)
         self.mlp: MLP | MoE
         if layer < config.first_k_dense_replace:
@@ -38,9 +46,9 @@ class Block(nn.Module):
             self.mlp = MoE(
                 config,
                 backend=backend,
-                dispatcher=dispatcher,
-                local_experts=local_experts,
-                balance=balance,
+                dispatcher=parts["dispatcher"],
+                local_experts=parts["local_experts"],
+                balance=parts["balance"],
             )
         self.input_layernorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)

@@ -5,14 +5,14 @@ after that one. It stands in the model as one more layer, and has the embedding 
 main model for its own.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from dsv3.config.balance import BalanceConfig
 from dsv3.config.model import ModelConfig
 from dsv3.model.backends import Backend
-from dsv3.model.block import Block
-from dsv3.model.moe import TokenDispatcher
+from dsv3.model.block import Block, Parts
 
 
 class SharedHead(nn.Module):
@@ -36,20 +36,9 @@ class MtpModule(Block):
         layer: int,
         *,
         backend: Backend,
-        dispatcher: TokenDispatcher,
-        local_experts: range,
-        recompute: bool,
-        balance: BalanceConfig | None,
+        **parts: Unpack[Parts],
     ) -> None:
-        super().__init__(
-            config,
-            layer,
-            backend=backend,
-            dispatcher=dispatcher,
-            local_experts=local_experts,
-            recompute=recompute,
-            balance=balance,
-        )
+        super().__init__(config, layer, backend=backend, **parts)
         self.enorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = backend.rms_norm(config.hidden_size, config.rms_norm_eps)
         self.eh_proj = backend.linear(2 * config.hidden_size, config.hidden_size)

@@ -47,7 +47,7 @@ class Scheduled:
     def in_force(self, tokens_before: int, tokens_after: int) -> float:
         """Absolute value for the step between these token counts."""
         del tokens_before  # the batch alone is chosen where a step begins
-        return self.peak * self.curve.at(self.schedule.on_reference_axis(tokens_after))
+        return self.peak * self.schedule.fraction_at(self.curve, tokens_after)
 
     def stages(self) -> list[Stage]:
         """The phases of the curve, one at least."""

@@ -8,7 +8,7 @@ import torch
 
 from dsv3.checkpoint.collective import on_first
 from dsv3.config.root import RunConfig
-from dsv3.data.prepare import prepare
+from dsv3.data.prepare import prepare, unseen
 from dsv3.data.prepared import Prepared
 from dsv3.data.samples import TrainingSamples, unigram_loss, validation_samples
 from dsv3.engine.distributed import process_group
@@ -42,7 +42,7 @@ def train_attempt(
     if run.result() is not None:
         return
     began_s = time.monotonic()
-    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=_silent)
+    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=unseen)
     provenance = collect(
         config,
         argv=sys.argv,
@@ -120,7 +120,3 @@ def _train(
         # Of the same targets as the loss, so that the two compare.
         "unigram_entropy": unigram_loss(prepared, held_out),
     }
-
-
-def _silent(_stage: str, _done: int, _total: int | None) -> None:
-    """The launching process has shown the preparation already."""

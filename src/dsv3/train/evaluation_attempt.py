@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dsv3.config.root import RunConfig
-from dsv3.data.prepare import prepare
+from dsv3.data.prepare import prepare, unseen
 from dsv3.data.samples import ValidationSample, validation_samples
 from dsv3.model.transformer import Transformer
 from dsv3.runs.directory import RunDirectory
@@ -32,7 +32,7 @@ def evaluate_run(
     loss is not finite.
     """
     config = run.config(arguments.config_file)
-    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=_silent)
+    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=unseen)
     run.check_frozen(prepared.fingerprint)
     length = config.schedule.sequence_length
     samples = validation_samples(prepared, length, config.evaluation.sequences)
@@ -83,7 +83,3 @@ def _evaluate(
             mtp_depth=config.mtp.num_nextn_predict_layers,
             on_batch=on_batch,
         )
-
-
-def _silent(_stage: str, _done: int, _total: int | None) -> None:
-    """The launching process has shown the preparation already."""

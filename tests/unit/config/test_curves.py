@@ -109,8 +109,16 @@ def test_the_first_step_of_a_warm_up_has_a_learning_rate() -> None:
 def test_the_step_that_ends_a_phase_still_belongs_to_it() -> None:
     config = schedule(curve(1.0, (600, "constant", 1.0), (1000, "constant", 0.1)))
     assert [config.lr_at(t) for t in (590, 600, 610, 1000)] == [2.0, 2.0, 0.2, 0.2]
-    assert [config.bias_update_speed_at(t) for t in (900, 910, 1000)] == [1.0, 0.0, 0.0]
-    assert [config.mtp_loss_coeff_at(t) for t in (700, 710, 1000)] == [1.0, 0.5, 0.5]
+    assert [config.fraction_at(config.bias_update_speed_curve, t) for t in (900, 910, 1000)] == [
+        1.0,
+        0.0,
+        0.0,
+    ]
+    assert [config.fraction_at(config.mtp_loss_coeff_curve, t) for t in (700, 710, 1000)] == [
+        1.0,
+        0.5,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize("total", [1, 7, 999, 3000, 123_456_789])

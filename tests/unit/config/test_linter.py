@@ -377,7 +377,7 @@ def test_travel_is_the_sum_of_the_steps_of_the_run() -> None:
     tokens_per_step = schedule.global_batch_size * schedule.sequence_length
     steps = [
         config.balance.bias_update_speed
-        * schedule.bias_update_speed_at((step + 1) * tokens_per_step)
+        * schedule.fraction_at(schedule.bias_update_speed_curve, (step + 1) * tokens_per_step)
         for step in range(schedule.num_steps)
     ]
     # A curve is read at the ends of steps, its mean is taken between them: 1 of 256 steps.

@@ -79,7 +79,7 @@ def _train(
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
     with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
-        position, alarms, skipped = checkpoints.resume(engine)
+        position, state, skipped = checkpoints.resume(engine)
     reporter = Reports()
     if ranks.is_first:
         reporter = Reporter(run, config, done_steps=position.step, quiet=quiet)
@@ -106,7 +106,7 @@ def _train(
         reporter=reporter,
         stop=stop,
         position=position,
-        alarms=Alarms(config.health, layers, alarms),
+        alarms=Alarms(config.health, layers, None if state is None else state["alarms"]),
     )
     try:
         evaluation = train_to_end(trainer)

@@ -14,7 +14,6 @@ from dsv3.errors import CheckpointError, Problem
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.identity import identity_digest
 from dsv3.runs.records import read_lines
-from dsv3.train.alarms import Alarms
 from dsv3.train.health import refuse_non_finite
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
@@ -27,10 +26,10 @@ START_ANYWAY = "checkpoint.resume=auto starts the run where there is nothing"
 
 
 class Resumed(NamedTuple):
-    """Where a run goes on: the state of its alarms is None at the start."""
+    """Where a run goes on: `state` is what `Checkpoints.save` was given, None at the start."""
 
     position: Position
-    alarms: dict[str, Any] | None
+    state: dict[str, Any] | None
     skipped: list[str]
 
 
@@ -68,12 +67,18 @@ class Checkpoints:
         self._load(checkpoint, engine)
         self.newest, self._saved_step = str(checkpoint.path), checkpoint.step
         position = Position.from_state(checkpoint.state["position"])
-        return Resumed(position, checkpoint.state["alarms"], skipped)
+        return Resumed(position, checkpoint.state, skipped)
 
     def save(
-        self, engine: TrainingEngine, position: Position, alarms: Alarms, reporter: "Reports"
+        self,
+        engine: TrainingEngine,
+        position: Position,
+        state: dict[str, Any],
+        reporter: "Reports",
     ) -> None:
         """Write a checkpoint, unless this position is saved already; keep the newest few.
+
+        `state` is JSON: what the run needs to go on beside tensors, random streams and `position`.
 
         Raises NumericHealthError if a weight or moment is not finite, CapacityError if the storage
         fails.
@@ -88,7 +93,7 @@ class Checkpoints:
             optimizer_step=engine.optimizer_step,
             attempt=len(self._run.attempts()),
             layout=self._config.parallelism.model_dump(mode="json"),
-            state={"position": position.state(), "alarms": alarms.state()},
+            state=state | {"position": position.state()},
             rank_state={"random": capture_random_state(self._device)},
         )
         self.newest, self._saved_step = str(path), position.step

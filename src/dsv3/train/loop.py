@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,10 @@ class Trainer:
     def done(self) -> bool:
         """Whether the last step, the one that reaches total_tokens, has been made."""
         return self.position.tokens >= self.config.schedule.total_tokens
+
+    def state(self) -> dict[str, Any]:
+        """What goes on across checkpoints beside position, tensors and random streams: JSON."""
+        return {"alarms": self.alarms.state()}
 
 
 def train_to_end(trainer: Trainer) -> Evaluation:
@@ -149,7 +154,9 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
 
 def _save(trainer: Trainer) -> None:
     with trainer.heartbeat.phase("saving", trainer.config.run.storage_timeout):
-        trainer.checkpoints.save(trainer.engine, trainer.position, trainer.alarms, trainer.reporter)
+        trainer.checkpoints.save(
+            trainer.engine, trainer.position, trainer.state(), trainer.reporter
+        )
 
 
 def _stop_if_asked(trainer: Trainer) -> None:

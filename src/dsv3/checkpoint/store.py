@@ -1,6 +1,7 @@
 """The checkpoints of one run: save, find the newest good one, load it, keep a few."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from dsv3.checkpoint.reader import Checkpoint, checkpoint_paths, open_checkpoint
 from dsv3.checkpoint.tensors import Fragment, entries, read_into, specs
 from dsv3.checkpoint.writer import Header, write_checkpoint
 from dsv3.errors import CheckpointError
+from dsv3.files import storage_error
 
 
 class Skipped(NamedTuple):
@@ -117,7 +119,8 @@ class CheckpointStore:
         """Remove all but the `keep` newest good checkpoints (collective); returns what went.
 
         Nothing goes before `keep` good ones are counted, each verified by this process. What is
-        newer than the last of them stays, good or not, and so does what is not this run's.
+        newer than the last of them stays, good or not, and so does what is not this run's. Raises
+        CapacityError if one that is to go cannot.
         """
         assert keep >= 2, f"{keep=}"
         kept = 0
@@ -134,7 +137,7 @@ class CheckpointStore:
             except CheckpointError:
                 if kept < keep:
                     continue
-            on_first(self._collective, lambda path=path: durable.remove(path))  # type: ignore[misc]
+            on_first(self._collective, partial(_remove, path))
             self._verified.discard(path)
             removed.append(path)
         return removed
@@ -165,3 +168,10 @@ class CheckpointStore:
         if checkpoint.path not in self._verified:
             checkpoint.verify(self._collective)
             self._verified.add(checkpoint.path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        durable.remove(path)
+    except OSError as error:
+        raise storage_error(path, error, "remove it", what="cannot be removed") from error

@@ -82,12 +82,13 @@ class MetricsLog(LineLog):
 
     Open it under the run's lock, once the checkpoint to go on from is known: lines beyond
     `last_step` (0: a fresh start) belong to steps that will be done again and are cut before
-    anything new is written. Write the lines of a step before its checkpoint.
+    anything new is written. Write the lines of a step before its checkpoint. What a run says after
+    its last checkpoint it says again: with `ended` lines of `last_step` that have a `kind` go too.
     """
 
-    def __init__(self, path: Path, *, last_step: int) -> None:
+    def __init__(self, path: Path, *, last_step: int, ended: bool = False) -> None:
         super().__init__(path)
-        self.lines_cut = self._cut_after(last_step)
+        self.lines_cut = self._cut_after(last_step, ended=ended)
 
     def step(
         self,
@@ -121,12 +122,14 @@ class MetricsLog(LineLog):
         self.append(line)
         return line
 
-    def _cut_after(self, last_step: int) -> int:
+    def _cut_after(self, last_step: int, *, ended: bool) -> int:
         # Steps only rise, so what is to go is a tail: one truncation, atomic, needs no space.
         position = 0
         with self.path.open("rb") as file:
             for number, data in enumerate(file, start=1):
-                if _parse(self.path, number, data).get("step", 0) > last_step:
+                line = _parse(self.path, number, data)
+                kept = last_step - 1 if ended and "kind" in line else last_step
+                if line.get("step", 0) > kept:
                     dropped = 1 + sum(1 for _ in file)
                     os.ftruncate(self._descriptor, position)
                     return dropped

@@ -6,7 +6,7 @@ wrongly differs from an uninterrupted run's, if not in a loss, then here.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Record, Reports
 
+State = Callable[[], Mapping[str, Any]]
+"""The trainer's, as it goes into checkpoints: asked for only if it is hashed."""
 LOSSES = ("loss", "objective", "balance_loss", "mtp_loss", "grad_norm")
 """Figures of a step's line that are kept to the last bit, beside what is scheduled."""
 
@@ -39,11 +41,11 @@ class Digests:
     def take(self, micro_batches: Sequence[Sequence[Tensor]], load: Load) -> None:
         """Take this rank's batch of a step, and the load of all ranks."""
 
-    def step(self, line: Record, position: Position) -> None:
-        """Take the line of the step that led to `position`, which ends the step (collective)."""
+    def step(self, line: Record, position: Position, state: State) -> None:
+        """Take the line of the step that led to `position`, and what it left (collective)."""
 
-    def final(self, position: Position, state: Mapping[str, Any]) -> None:
-        """Take the state at the end of the run (collective); `state` is the trainer's."""
+    def final(self, position: Position, state: State) -> None:
+        """Take everything there is at the end of the run (collective)."""
 
 
 class StepDigests(Digests):
@@ -80,11 +82,11 @@ class StepDigests(Digests):
         loads = load.tokens_per_expert.items()
         self._loads = {name: _of_tensors([load_E]) for name, load_E in loads}
 
-    def step(self, line: Record, position: Position) -> None:
-        """Take the line of the step that led to `position`, which ends the step (collective)."""
+    def step(self, line: Record, position: Position, state: State) -> None:
+        """Take the line of the step that led to `position`, and what it left (collective)."""
         device = self._ranks.device
         advance_streams(device)
-        streams = {name: of_json(state) for name, state in capture_random_state(device).items()}
+        streams = _of_each(capture_random_state(device))
         of_ranks = self._ranks.all_gather({"batch": self._batch, "streams": streams})
         self._reporter.digests(
             {
@@ -97,12 +99,13 @@ class StepDigests(Digests):
                     for name, moe in self._layers.items()
                 },
                 "streams": [each["streams"] for each in of_ranks],
+                "state": _of_each(state()),
             }
         )
         self._batch, self._loads = None, {}
 
-    def final(self, position: Position, state: Mapping[str, Any]) -> None:
-        """Take the state at the end of the run (collective); `state` is the trainer's."""
+    def final(self, position: Position, state: State) -> None:
+        """Take everything there is at the end of the run (collective)."""
         of_ranks = self._ranks.all_gather(self._of_fragments())
         self._reporter.digests(
             {
@@ -111,7 +114,7 @@ class StepDigests(Digests):
                 "position": position.state(),
                 "optimizer_step": self._engine.optimizer_step,
                 "data_fingerprint": self._data_fingerprint,
-                "state": {name: of_json(value) for name, value in state.items()},
+                "state": _of_each(state()),
                 **{name: [each[name] for each in of_ranks] for name in KINDS.values()},
             }
         )
@@ -128,6 +131,10 @@ class StepDigests(Digests):
 def of_json(value: Any) -> str:
     """SHA-256 of a value as JSON: the same for the same value, whatever order its keys have."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _of_each(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: of_json(value) for name, value in values.items()}
 
 
 def _of_tensors(tensors: Iterable[Tensor]) -> str:

@@ -73,7 +73,7 @@ def train_to_end(trainer: Trainer) -> Evaluation:
         _stop_if_asked(trainer)
         line = train_step(trainer)
         trainer.reporter.step(line)
-        trainer.digests.step(line, trainer.position)
+        trainer.digests.step(line, trainer.position, trainer.state)
         step = trainer.position.step
         if every_steps is not None and step % every_steps == 0 and not trainer.done:
             evaluate_now(trainer)
@@ -81,7 +81,7 @@ def train_to_end(trainer: Trainer) -> Evaluation:
             _save(trainer)
     _stop_if_asked(trainer)
     evaluation = evaluate_now(trainer)
-    trainer.digests.final(trainer.position, trainer.state())
+    trainer.digests.final(trainer.position, trainer.state)
     return evaluation
 
 

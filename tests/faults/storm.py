@@ -1,0 +1,288 @@
+"""Kills a run at random times, asks for it again, and compares what becomes of it."""
+
+import json
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from dsv3.runs.records import read_lines
+from faults.small_run import metrics, overrides, write_text
+
+STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 4, 10
+POLL_S = 0.002
+GONE_S = 15.0
+"""By contract nobody is left so long after a kill."""
+HANG_S = 180.0
+"""Ten times what an attempt takes on two busy cores."""
+IN_A_SAVE, IN_TRAINING = "saving", "training"
+WANTED = {"run.digests": "true", "parallelism": "ep2", "schedule.micro_batch_size": 1}
+
+
+def words(home: Path, *, steps: int = STEPS) -> list[str]:
+    """What asks for the run of a storm: two ranks with half the experts each, two micro batches."""
+    text = home / "text.jsonl"
+    if not text.exists():
+        write_text(text)
+    return [
+        *overrides(text, steps=steps),
+        *(f"{key}={value}" for key, value in WANTED.items()),
+        "mtp=depth1",
+        "balance=aux_free",
+        f"checkpoint.every_steps={SAVE_EVERY}",
+        f"evaluation.every_steps={EVALUATE_EVERY}",
+        "health.window_steps=6",  # windows that checkpoints cut
+    ]
+
+
+def lines(run: Path, name: str) -> list[str]:
+    """The whole lines of a file that may not be there, or not be finished."""
+    path = run / name
+    text = path.read_text() if path.exists() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def steps_done(run: Path) -> int:
+    """The last step in metrics.jsonl."""
+    last = lines(run, "metrics.jsonl")[-1:]
+    return int(json.loads(last[0])["step"]) if last else 0
+
+
+def starts(run: Path) -> list[int]:
+    """The step each attempt went on from."""
+    return [line["step"] for line in read_lines(run / "events.jsonl") if line["event"] == "started"]
+
+
+def writing(run: Path) -> bool:
+    """Whether a save is under way, or was when the run died."""
+    return any((run / "checkpoints").glob(".step-*.writing"))
+
+
+def processes(home: Path) -> list[psutil.Process]:
+    """Everything alive that was started with a path in `home` among its arguments."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        named = any(f"{home}/" in word for word in process.info["cmdline"] or ())
+        if named and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@dataclass
+class Attempt:
+    """The run as asked for once: `dsv3 train` and its ranks."""
+
+    home: Path
+    run_root: str
+    command: list[str]
+    began_s: float = field(default_factory=time.monotonic)
+    first_step_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.starts_before = len(starts(run)) if (run := self.run) is not None else 0
+        with (self.home / "output.txt").open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dsv3", "train", *self.command, f"run_root={self.run_root}"],
+                cwd=self.home,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of the run, once it is made."""
+        root = self.home / self.run_root
+        found = [path for path in root.glob("*") if not path.name.startswith(".")]
+        return found[0] if found else None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the ranks know where they go on."""
+        return self.run is not None and len(starts(self.run)) > self.starts_before
+
+    def watch(self, until: Callable[[], bool]) -> bool:
+        """Wait for `until`; False if the attempt ends first. Notes when its first step is done."""
+        while self.process.poll() is None:
+            if self.first_step_s is None and self.has_begun:
+                assert self.run is not None
+                if steps_done(self.run) > starts(self.run)[-1]:
+                    self.first_step_s = time.monotonic()
+            if until():
+                return True
+            assert time.monotonic() - self.began_s < HANG_S, "HANG: nobody killed it"
+            time.sleep(POLL_S)
+        return False
+
+    def phase(self) -> str:
+        """What it is doing, as far as processes and files tell."""
+        run = self.run
+        if not psutil.Process(self.process.pid).children():
+            return "launching"
+        if run is None or not self.has_begun:
+            return "starting"
+        if writing(run):
+            return IN_A_SAVE
+        if (done := steps_done(run)) == STEPS:
+            return "ending"
+        if done == starts(run)[-1]:
+            return "before a step"
+        last = json.loads(lines(run, "metrics.jsonl")[-1])
+        evaluates = done % EVALUATE_EVERY == 0 and last.get("kind") != "eval"
+        return "evaluating" if evaluates else IN_TRAINING
+
+    def kill(self, draw: random.Random) -> str | None:
+        """SIGKILL the launcher or a rank; the phase, None if it came too late. All follow."""
+        launcher = psutil.Process(self.process.pid)
+        phase = self.phase()
+        victim = draw.choice([launcher, *launcher.children()])
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+        deadline = time.monotonic() + GONE_S
+        while self.process.poll() is None or processes(self.home):
+            left = [process.pid for process in processes(self.home)]
+            assert time.monotonic() < deadline, f"HANG: {left} after a kill while {phase}"
+            time.sleep(POLL_S)
+        if self.process.returncode == 0:
+            return None
+        assert self.process.returncode in (-signal.SIGKILL, 8), self.process.returncode
+        # A rank that dies between the look and the kill is not among those that were to save.
+        return IN_A_SAVE if self.run is not None and writing(self.run) else phase
+
+
+@dataclass
+class Tally:
+    """What became of the kills so far."""
+
+    phases: Counter[str] = field(default_factory=Counter)
+    exact: int = 0
+    lost_steps: list[int] = field(default_factory=list)
+    recovery_s: list[float] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        """How many have fired."""
+        return self.phases.total()
+
+    def __str__(self) -> str:
+        fell = ", ".join(f"{phase} {count}" for phase, count in self.phases.most_common())
+        text = f"{self.kills} kills ({fell}): EXACT {self.exact}"
+        if self.recovery_s:
+            tail = sorted(self.recovery_s)[int(0.95 * len(self.recovery_s))]
+            text += f", kill to new step {statistics.median(self.recovery_s):.1f} s median"
+            text += f" {tail:.1f} s p95"
+        if self.lost_steps:
+            median, most = statistics.median(self.lost_steps), max(self.lost_steps)
+            text += f", steps lost {median:g} median {most} most"
+        return text
+
+
+class Storm:
+    """Kills until enough have fired; every run that gets through must equal the reference."""
+
+    def __init__(self, home: Path, *, seed: int) -> None:
+        self.home = home
+        self.seed = seed
+        self.tally = Tally()
+        self._draw = random.Random(seed)
+        self._words = words(home)
+        self._unrecovered: list[float] = []
+        began_s = time.monotonic()
+        whole = Attempt(home, "whole", self._words)
+        assert not whole.watch(lambda: False) and whole.process.returncode == 0, self.output()
+        self.duration_s = time.monotonic() - began_s
+        assert whole.run is not None
+        self.reference = whole.run
+
+    def output(self) -> str:
+        """What the launchers said."""
+        return (self.home / "output.txt").read_text()[-4000:]
+
+    def run(self, kills: int) -> None:
+        """Storm over run after run until `kills` have fired and the last run is complete."""
+        number = 0
+        while self.tally.kills < kills:
+            number += 1
+            self._one_run(f"storm-{number}", kills)
+
+    def _one_run(self, run_root: str, kills: int) -> None:
+        fired = 0
+        while True:
+            attempt = Attempt(self.home, run_root, self._words)
+            if self.tally.kills >= kills or not attempt.watch(self._moment(attempt)):
+                attempt.watch(lambda: False)
+                break
+            self._recovered(attempt)
+            if (phase := attempt.kill(self._draw)) is None:
+                break
+            self._unrecovered.append(time.monotonic())
+            self.tally.phases[phase] += 1
+            fired += 1
+            self._count_lost_steps(attempt, phase)
+            if self.tally.kills % 10 == 0:
+                print(self.tally, flush=True)
+        assert attempt.process.returncode == 0, f"LOST, {self.where()}: {self.output()}"
+        self._recovered(attempt)
+        assert attempt.run is not None
+        require_equal(attempt.run, self.reference, self.where())
+        assert not processes(self.home), f"orphans, {self.where()}"
+        self.tally.exact += fired
+        shutil.rmtree(self.home / run_root)
+
+    def where(self) -> str:
+        """What repeats this storm."""
+        return f"seed {self.seed}, after {self.tally}"
+
+    def _moment(self, attempt: Attempt) -> Callable[[], bool]:
+        """When to kill: at a random time, every fourth as soon as a save has begun."""
+        if self.tally.kills % 4 == 3:
+            saves = self._draw.randint(1, 3)
+            seen: set[str] = set()
+
+            def in_a_save() -> bool:
+                if attempt.has_begun and attempt.run is not None:
+                    seen.update(map(str, attempt.run.glob("checkpoints/.step-*.writing")))
+                return len(seen) >= saves
+
+            return in_a_save
+        moment = attempt.began_s + self._draw.uniform(0, self.duration_s)
+        return lambda: time.monotonic() >= moment
+
+    def _recovered(self, attempt: Attempt) -> None:
+        if attempt.first_step_s is not None:
+            self.tally.recovery_s += [attempt.first_step_s - each for each in self._unrecovered]
+            self._unrecovered = []
+
+    def _count_lost_steps(self, attempt: Attempt, phase: str) -> None:
+        run = attempt.run
+        if run is None:
+            return
+        saved = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
+        lost = steps_done(run) - max(saved, default=0)
+        self.tally.lost_steps.append(lost)
+        # While a save is being written training may go on, to the next one at most.
+        most = 2 * SAVE_EVERY if phase == IN_A_SAVE else SAVE_EVERY
+        assert 0 <= lost <= most, f"{lost} steps lost {phase}, {self.where()}"
+
+
+def require_equal(run: Path, reference: Path, where: str) -> None:
+    """Assert that a run is the reference bit for bit, and left nothing behind."""
+    digests, wanted = lines(run, "digests.jsonl"), lines(reference, "digests.jsonl")
+    for ours, theirs in zip(digests, wanted, strict=False):
+        assert ours == theirs, f"SILENT-WRONG, {where}"
+    assert len(digests) == len(wanted) == STEPS + 1, f"SILENT-WRONG, {where}"
+    assert metrics(run) == metrics(reference), f"SILENT-WRONG, {where}"
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {path.name for path in (reference / "checkpoints").iterdir()}, where
+    hidden = [str(path) for path in run.rglob(".*")]
+    assert hidden == [], f"left behind: {hidden}, {where}"
+    assert (run / "DONE").exists() and not (run / "FAILED").exists(), where

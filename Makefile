@@ -27,8 +27,8 @@ demo: $(STAMP)  ## Train a small model on real text found on this machine, in un
 test: $(STAMP)  ## Run all tests but those of `make faults`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-faults: $(STAMP)  ## Run the long fault tests: 300 kills and more, an hour or two (STORM_KILLS, STORM_SEED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s $(PYTEST_ARGS)
+faults: $(STAMP)  ## Run the long fault tests, an hour or two: 300 kills and more
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Check style and formatting
 	$(PY) -m ruff check .

@@ -20,7 +20,7 @@ from dsv3.runs.records import read_lines
 from faults.small_run import metrics, overrides, write_text
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 4, 10
-POLL_S = 0.002
+POLL_S = 0.004
 GONE_S = 15.0
 """By contract nobody is left so long after a kill."""
 HANG_S = 180.0
@@ -85,14 +85,17 @@ class Attempt:
     home: Path
     run_root: str
     command: list[str]
+    steps: int = STEPS
     began_s: float = field(default_factory=time.monotonic)
     first_step_s: float | None = None
 
     def __post_init__(self) -> None:
+        self.root = self.home / self.run_root  # absolute: ranks are known by it
+        self.has_begun = False
         self.starts_before = len(starts(run)) if (run := self.run) is not None else 0
         with (self.home / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dsv3", "train", *self.command, f"run_root={self.run_root}"],
+                [sys.executable, "-m", "dsv3", "train", *self.command, f"run_root={self.root}"],
                 cwd=self.home,
                 stdout=output,
                 stderr=output,
@@ -101,22 +104,23 @@ class Attempt:
     @property
     def run(self) -> Path | None:
         """The directory of the run, once it is made."""
-        root = self.home / self.run_root
-        found = [path for path in root.glob("*") if not path.name.startswith(".")]
+        found = [path for path in self.root.glob("*") if not path.name.startswith(".")]
         return found[0] if found else None
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the ranks know where they go on."""
-        return self.run is not None and len(starts(self.run)) > self.starts_before
+    def steps_made(self) -> int:
+        """Steps of this attempt; none before the ranks know where they go on."""
+        run = self.run
+        if run is None or len(began := starts(run)) == self.starts_before:
+            return 0
+        self.has_begun = True
+        return steps_done(run) - began[-1]
 
     def watch(self, until: Callable[[], bool]) -> bool:
         """Wait for `until`; False if the attempt ends first. Notes when its first step is done."""
         while self.process.poll() is None:
-            if self.first_step_s is None and self.has_begun:
-                assert self.run is not None
-                if steps_done(self.run) > starts(self.run)[-1]:
-                    self.first_step_s = time.monotonic()
+            if self.first_step_s is None and self.steps_made > 0:
+                self.first_step_s = time.monotonic()
             if until():
                 return True
             assert time.monotonic() - self.began_s < HANG_S, "HANG: nobody killed it"
@@ -128,13 +132,14 @@ class Attempt:
         run = self.run
         if not psutil.Process(self.process.pid).children():
             return "launching"
+        made = self.steps_made
         if run is None or not self.has_begun:
             return "starting"
         if writing(run):
             return IN_A_SAVE
-        if (done := steps_done(run)) == STEPS:
+        if (done := steps_done(run)) == self.steps:
             return "ending"
-        if done == starts(run)[-1]:
+        if made == 0:
             return "before a step"
         last = json.loads(lines(run, "metrics.jsonl")[-1])
         evaluates = done % EVALUATE_EVERY == 0 and last.get("kind") != "eval"
@@ -151,7 +156,7 @@ class Attempt:
         while self.process.poll() is None or processes(self.home):
             left = [process.pid for process in processes(self.home)]
             assert time.monotonic() < deadline, f"HANG: {left} after a kill while {phase}"
-            time.sleep(POLL_S)
+            time.sleep(10 * POLL_S)  # looking at all processes takes a while
         if self.process.returncode == 0:
             return None
         assert self.process.returncode in (-signal.SIGKILL, 8), self.process.returncode
@@ -189,15 +194,19 @@ class Tally:
 class Storm:
     """Kills until enough have fired; every run that gets through must equal the reference."""
 
-    def __init__(self, home: Path, *, seed: int) -> None:
+    def __init__(self, home: Path, *, seed: int, steps: int = STEPS) -> None:
         self.home = home
         self.seed = seed
+        self.steps = steps
         self.tally = Tally()
+        self.runs = 0
         self._draw = random.Random(seed)
-        self._words = words(home)
+        self._words = words(home, steps=steps)
         self._unrecovered: list[float] = []
         began_s = time.monotonic()
-        whole = Attempt(home, "whole", self._words)
+        whole = self._ask("whole")
+        assert whole.watch(lambda: whole.steps_made > 1), self.output()
+        assert len(processes(home)) >= 3, "orphans would not be found"
         assert not whole.watch(lambda: False) and whole.process.returncode == 0, self.output()
         self.duration_s = time.monotonic() - began_s
         assert whole.run is not None
@@ -209,16 +218,15 @@ class Storm:
 
     def run(self, kills: int) -> None:
         """Storm over run after run until `kills` have fired and the last run is complete."""
-        number = 0
         while self.tally.kills < kills:
-            number += 1
-            self._one_run(f"storm-{number}", kills)
+            self.runs += 1
+            self._one_run(f"storm-{self.runs}", kills)
 
     def _one_run(self, run_root: str, kills: int) -> None:
         fired = 0
         while True:
-            attempt = Attempt(self.home, run_root, self._words)
-            if self.tally.kills >= kills or not attempt.watch(self._moment(attempt)):
+            attempt = self._ask(run_root)
+            if self.tally.kills >= kills or not attempt.watch(self.moment(attempt, self._draw)):
                 attempt.watch(lambda: False)
                 break
             self._recovered(attempt)
@@ -233,19 +241,22 @@ class Storm:
         assert attempt.process.returncode == 0, f"LOST, {self.where()}: {self.output()}"
         self._recovered(attempt)
         assert attempt.run is not None
-        require_equal(attempt.run, self.reference, self.where())
+        require_equal(attempt.run, self.reference, self.steps, self.where())
         assert not processes(self.home), f"orphans, {self.where()}"
         self.tally.exact += fired
         shutil.rmtree(self.home / run_root)
+
+    def _ask(self, run_root: str) -> Attempt:
+        return Attempt(self.home, run_root, self._words, self.steps)
 
     def where(self) -> str:
         """What repeats this storm."""
         return f"seed {self.seed}, after {self.tally}"
 
-    def _moment(self, attempt: Attempt) -> Callable[[], bool]:
+    def moment(self, attempt: Attempt, draw: random.Random) -> Callable[[], bool]:
         """When to kill: at a random time, every fourth as soon as a save has begun."""
         if self.tally.kills % 4 == 3:
-            saves = self._draw.randint(1, 3)
+            saves = draw.randint(1, 3)
             seen: set[str] = set()
 
             def in_a_save() -> bool:
@@ -254,7 +265,7 @@ class Storm:
                 return len(seen) >= saves
 
             return in_a_save
-        moment = attempt.began_s + self._draw.uniform(0, self.duration_s)
+        moment = attempt.began_s + draw.uniform(0, self.duration_s)
         return lambda: time.monotonic() >= moment
 
     def _recovered(self, attempt: Attempt) -> None:
@@ -274,12 +285,21 @@ class Storm:
         assert 0 <= lost <= most, f"{lost} steps lost {phase}, {self.where()}"
 
 
-def require_equal(run: Path, reference: Path, where: str) -> None:
+class DenseStorm(Storm):
+    """Kills after as many steps as in a machine that fails every other checkpoint."""
+
+    def moment(self, attempt: Attempt, draw: random.Random) -> Callable[[], bool]:
+        """When to kill: after steps whose mean is two intervals, without memory."""
+        steps = draw.expovariate(1 / (2 * SAVE_EVERY))
+        return lambda: attempt.has_begun and attempt.steps_made >= steps
+
+
+def require_equal(run: Path, reference: Path, steps: int, where: str) -> None:
     """Assert that a run is the reference bit for bit, and left nothing behind."""
     digests, wanted = lines(run, "digests.jsonl"), lines(reference, "digests.jsonl")
     for ours, theirs in zip(digests, wanted, strict=False):
         assert ours == theirs, f"SILENT-WRONG, {where}"
-    assert len(digests) == len(wanted) == STEPS + 1, f"SILENT-WRONG, {where}"
+    assert len(digests) == len(wanted) == steps + 1, f"SILENT-WRONG, {where}"
     assert metrics(run) == metrics(reference), f"SILENT-WRONG, {where}"
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {path.name for path in (reference / "checkpoints").iterdir()}, where

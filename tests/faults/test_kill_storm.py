@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from faults.storm import IN_A_SAVE, IN_TRAINING, Storm
+from faults.storm import IN_A_SAVE, IN_TRAINING, DenseStorm, Storm
 
 SEED = int(os.environ.get("STORM_SEED", "1"))
 KILLS = int(os.environ.get("STORM_KILLS", "300"))
@@ -22,3 +22,14 @@ def test_a_storm_of_kills_leaves_no_trace(tmp_path, kills):
     assert tally.kills == tally.exact == kills
     assert tally.phases[IN_A_SAVE] >= kills // 8
     assert tally.phases[IN_TRAINING] >= 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
+def test_a_run_that_is_killed_ten_times_gets_to_its_end(tmp_path, seed):
+    steps = 120
+    storm = DenseStorm(tmp_path, seed=seed, steps=steps)
+    storm.run(10)
+    assert storm.runs == 1, "ten kills were to hit one run"
+    again = sum(storm.tally.lost_steps)
+    print(f"{storm.tally}; {steps / (steps + again):.0%} of the steps useful; seed {seed}")

@@ -12,7 +12,7 @@ from dsv3.checkpoint.random_state import (
     seed_streams,
 )
 from dsv3.train.digests import of_json
-from faults.storm import Attempt, lines, starts, steps_done, words
+from faults.storm import Attempt, lines, starts, words
 
 STEPS, STOPPED = 30, 10
 SEED = 1  # of conf/base.yaml
@@ -22,9 +22,9 @@ SEED = 1  # of conf/base.yaml
 def moved(tmp_path_factory) -> tuple[list[list[dict[str, str]]], int]:
     """Digests of the streams by step and rank, of a run of two ranks that goes on with four."""
     home = tmp_path_factory.mktemp("streams")
-    command = [*words(home, steps=STEPS), "run.digests=true"]
+    command = words(home, steps=STEPS)
     two = Attempt(home, "runs", command)
-    assert two.watch(lambda: two.has_begun and steps_done(two.run) >= STOPPED)
+    assert two.watch(lambda: two.steps_made >= STOPPED)
     two.process.send_signal(signal.SIGTERM)
     assert two.process.wait(60) == 85
     four = Attempt(home, "runs", [*command, "parallelism=ep4"])
@@ -37,7 +37,7 @@ def moved(tmp_path_factory) -> tuple[list[list[dict[str, str]]], int]:
 
 
 def expected(rank: int, first: int, last: int) -> list[dict[str, str]]:
-    """Digests after each of the steps first + 1 ... last of a rank that got its streams at `first`."""
+    """Digests after each step up to `last`, of a rank that got its streams after step `first`."""
     before = capture_random_state()
     try:
         seed_streams(SEED, rank, step=first)

@@ -19,7 +19,7 @@ import psutil
 from dsv3.runs.records import read_lines
 from faults.small_run import metrics, overrides, write_text
 
-STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 4, 10
+STEPS, SAVE_EVERY, EVALUATE_EVERY = 32, 4, 10
 POLL_S = 0.004
 GONE_S = 15.0
 """By contract nobody is left so long after a kill."""

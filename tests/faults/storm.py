@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from dsv3.runs.rank import RANK_MODULE
 from dsv3.runs.records import read_lines
 from faults.small_run import metrics, overrides, write_text
 
@@ -63,6 +64,12 @@ def starts(run: Path) -> list[int]:
     return [line["step"] for line in read_lines(run / "events.jsonl") if line["event"] == "started"]
 
 
+def newest_save(run: Path | None) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    paths = [] if run is None else run.glob("checkpoints/step-*")
+    return max((int(path.name.removeprefix("step-")) for path in paths), default=0)
+
+
 def writing(run: Path) -> bool:
     """Whether a save is under way, or was when the run died."""
     return any((run / "checkpoints").glob(".step-*.writing"))
@@ -92,6 +99,7 @@ class Attempt:
     def __post_init__(self) -> None:
         self.root = self.home / self.run_root  # absolute: ranks are known by it
         self.has_begun = False
+        self.ranks: list[psutil.Process] = []
         self.starts_before = len(starts(run)) if (run := self.run) is not None else 0
         with (self.home / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(
@@ -121,21 +129,45 @@ class Attempt:
         while self.process.poll() is None:
             if self.first_step_s is None and self.steps_made > 0:
                 self.first_step_s = time.monotonic()
+                self.ranks = self._find_ranks()
             if until():
                 return True
             assert time.monotonic() - self.began_s < HANG_S, "HANG: nobody killed it"
             time.sleep(POLL_S)
         return False
 
-    def phase(self) -> str:
-        """What it is doing, as far as processes and files tell."""
-        run = self.run
-        if not psutil.Process(self.process.pid).children():
-            return "launching"
-        made = self.steps_made
+    def kill(self, draw: random.Random) -> str | None:
+        """SIGKILL the launcher or a rank; what it was doing, None if it had ended. All follow."""
+        launcher = psutil.Process(self.process.pid)
+        self.ranks = self.ranks or self._find_ranks()
+        victim = draw.choice([launcher, *self.ranks])
+        saves = self.run is not None and writing(self.run)
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+        deadline = time.monotonic() + GONE_S
+        while self.process.poll() is None or processes(self.home):
+            left = [process.pid for process in processes(self.home)]
+            assert time.monotonic() < deadline, f"HANG: {left} outlived a kill of {victim}"
+            time.sleep(10 * POLL_S)  # looking at all processes takes a while
+        if self.process.returncode == 0:
+            return None
+        assert self.process.returncode in (-signal.SIGKILL, 8), self.process.returncode
+        return self._phase(saves)
+
+    def _find_ranks(self) -> list[psutil.Process]:
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # one that asks git, say
+                if RANK_MODULE in child.cmdline():
+                    found.append(child)
+        return found
+
+    def _phase(self, saves: bool) -> str:
+        """What it was doing, as far as the files tell, which nobody changes any more."""
+        run, made = self.run, self.steps_made
         if run is None or not self.has_begun:
-            return "starting"
-        if writing(run):
+            return "starting" if self.ranks else "launching"
+        if saves or writing(run):
             return IN_A_SAVE
         if (done := steps_done(run)) == self.steps:
             return "ending"
@@ -144,24 +176,6 @@ class Attempt:
         last = json.loads(lines(run, "metrics.jsonl")[-1])
         evaluates = done % EVALUATE_EVERY == 0 and last.get("kind") != "eval"
         return "evaluating" if evaluates else IN_TRAINING
-
-    def kill(self, draw: random.Random) -> str | None:
-        """SIGKILL the launcher or a rank; the phase, None if it came too late. All follow."""
-        launcher = psutil.Process(self.process.pid)
-        phase = self.phase()
-        victim = draw.choice([launcher, *launcher.children()])
-        with suppress(psutil.NoSuchProcess):
-            victim.kill()
-        deadline = time.monotonic() + GONE_S
-        while self.process.poll() is None or processes(self.home):
-            left = [process.pid for process in processes(self.home)]
-            assert time.monotonic() < deadline, f"HANG: {left} after a kill while {phase}"
-            time.sleep(10 * POLL_S)  # looking at all processes takes a while
-        if self.process.returncode == 0:
-            return None
-        assert self.process.returncode in (-signal.SIGKILL, 8), self.process.returncode
-        # A rank that dies between the look and the kill is not among those that were to save.
-        return IN_A_SAVE if self.run is not None and writing(self.run) else phase
 
 
 @dataclass
@@ -203,12 +217,13 @@ class Storm:
         self._draw = random.Random(seed)
         self._words = words(home, steps=steps)
         self._unrecovered: list[float] = []
-        began_s = time.monotonic()
         whole = self._ask("whole")
         assert whole.watch(lambda: whole.steps_made > 1), self.output()
         assert len(processes(home)) >= 3, "orphans would not be found"
         assert not whole.watch(lambda: False) and whole.process.returncode == 0, self.output()
-        self.duration_s = time.monotonic() - began_s
+        assert whole.first_step_s is not None
+        self._startup_s = whole.first_step_s - whole.began_s
+        self._training_s = time.monotonic() - whole.first_step_s
         assert whole.run is not None
         self.reference = whole.run
 
@@ -265,7 +280,8 @@ class Storm:
                 return len(seen) >= saves
 
             return in_a_save
-        moment = attempt.began_s + draw.uniform(0, self.duration_s)
+        left = 1 - newest_save(attempt.run) / self.steps
+        moment = attempt.began_s + draw.uniform(0, self._startup_s + left * self._training_s)
         return lambda: time.monotonic() >= moment
 
     def _recovered(self, attempt: Attempt) -> None:
@@ -277,8 +293,7 @@ class Storm:
         run = attempt.run
         if run is None:
             return
-        saved = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
-        lost = steps_done(run) - max(saved, default=0)
+        lost = steps_done(run) - newest_save(run)
         self.tally.lost_steps.append(lost)
         # While a save is being written training may go on, to the next one at most.
         most = 2 * SAVE_EVERY if phase == IN_A_SAVE else SAVE_EVERY

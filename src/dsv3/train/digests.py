@@ -23,6 +23,7 @@ from dsv3.train.reporter import Record, Reports
 
 State = Callable[[], Mapping[str, Any]]
 """The trainer's, as it goes into checkpoints: asked for only if it is hashed."""
+
 LOSSES = ("loss", "objective", "balance_loss", "mtp_loss", "grad_norm")
 """Figures of a step's line that are kept to the last bit, beside what is scheduled."""
 

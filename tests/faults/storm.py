@@ -124,6 +124,10 @@ class Attempt:
         self.has_begun = True
         return steps_done(run) - began[-1]
 
+    def made_its_first_step(self, ago_s: float) -> bool:
+        """Whether that is so long ago."""
+        return self.first_step_s is not None and time.monotonic() >= self.first_step_s + ago_s
+
     def watch(self, until: Callable[[], bool]) -> bool:
         """Wait for `until`; False if the attempt ends first. Notes when its first step is done."""
         while self.process.poll() is None:
@@ -197,7 +201,7 @@ class Tally:
         text = f"{self.kills} kills ({fell}): EXACT {self.exact}"
         if self.recovery_s:
             tail = sorted(self.recovery_s)[int(0.95 * len(self.recovery_s))]
-            text += f", kill to new step {statistics.median(self.recovery_s):.1f} s median"
+            text += f", from kill to new step {statistics.median(self.recovery_s):.1f} s median"
             text += f" {tail:.1f} s p95"
         if self.lost_steps:
             median, most = statistics.median(self.lost_steps), max(self.lost_steps)
@@ -269,19 +273,15 @@ class Storm:
         return f"seed {self.seed}, after {self.tally}"
 
     def moment(self, attempt: Attempt, draw: random.Random) -> Callable[[], bool]:
-        """When to kill: at a random time, every fourth as soon as a save has begun."""
-        if self.tally.kills % 4 == 3:
-            saves = draw.randint(1, 3)
-            seen: set[str] = set()
-
-            def in_a_save() -> bool:
-                if attempt.has_begun and attempt.run is not None:
-                    seen.update(map(str, attempt.run.glob("checkpoints/.step-*.writing")))
-                return len(seen) >= saves
-
-            return in_a_save
-        left = 1 - newest_save(attempt.run) / self.steps
-        moment = attempt.began_s + draw.uniform(0, self._startup_s + left * self._training_s)
+        """When to kill: at a random time; of four one in a save, one after the first step."""
+        turn = self.tally.kills % 4
+        if turn == 3:
+            return in_a_save(attempt, draw.randint(1, 3))
+        training_s = self._training_s * (1 - newest_save(attempt.run) / self.steps)
+        if turn == 1:
+            delay_s = draw.uniform(0, training_s)
+            return lambda: attempt.made_its_first_step(delay_s)
+        moment = attempt.began_s + draw.uniform(0, self._startup_s + training_s)
         return lambda: time.monotonic() >= moment
 
     def _recovered(self, attempt: Attempt) -> None:
@@ -291,13 +291,25 @@ class Storm:
 
     def _count_lost_steps(self, attempt: Attempt, phase: str) -> None:
         run = attempt.run
-        if run is None:
-            return
+        if run is None or not attempt.has_begun:
+            return  # nothing was done
         lost = steps_done(run) - newest_save(run)
         self.tally.lost_steps.append(lost)
         # While a save is being written training may go on, to the next one at most.
         most = 2 * SAVE_EVERY if phase == IN_A_SAVE else SAVE_EVERY
         assert 0 <= lost <= most, f"{lost} steps lost {phase}, {self.where()}"
+
+
+def in_a_save(attempt: Attempt, number: int) -> Callable[[], bool]:
+    """Whether the attempt is in its `number`-th save."""
+    seen: set[Path] = set()
+
+    def saving() -> bool:
+        if attempt.has_begun and attempt.run is not None:
+            seen.update(attempt.run.glob("checkpoints/.step-*.writing"))
+        return len(seen) >= number
+
+    return saving
 
 
 class DenseStorm(Storm):

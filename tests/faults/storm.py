@@ -328,8 +328,11 @@ def require_equal(run: Path, reference: Path, steps: int, where: str) -> None:
         assert ours == theirs, f"SILENT-WRONG, {where}"
     assert len(digests) == len(wanted) == steps + 1, f"SILENT-WRONG, {where}"
     assert metrics(run) == metrics(reference), f"SILENT-WRONG, {where}"
-    names = {path.name for path in (run / "checkpoints").iterdir()}
-    assert names == {path.name for path in (reference / "checkpoints").iterdir()}, where
+    names, kept = (
+        {path.name for path in (each / "checkpoints").iterdir()} for each in (run, reference)
+    )
+    # Killed after its last save but before that removed the oldest, a run keeps one more.
+    assert kept <= names and len(names - kept) <= 1, f"{names}, {where}"
     hidden = [str(path) for path in run.rglob(".*")]
     assert hidden == [], f"left behind: {hidden}, {where}"
     assert (run / "DONE").exists() and not (run / "FAILED").exists(), where

@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
 STAMP := $(VENV)/.complete
 
-.PHONY: help setup demo test lint types bench clean
+.PHONY: help setup demo test faults lint types bench clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z]+):.*##[ ]+(.*)$$/  make \1\t\2/p' Makefile | expand -t 16
@@ -24,8 +24,11 @@ setup: $(STAMP)  ## Make .venv with the pinned packages (also done by the target
 demo: $(STAMP)  ## Train a small model on real text found on this machine, in under 3 minutes
 	$(PY) -m dsv3 train model=moe_nano balance=aux_free
 
-test: $(STAMP)  ## Run all tests
+test: $(STAMP)  ## Run all tests but those of `make faults`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+faults: $(STAMP)  ## Run the long fault tests, an hour or two: 300 kills and more
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Check style and formatting
 	$(PY) -m ruff check .

@@ -13,6 +13,7 @@ from torch import Tensor
 from dsv3.config.compose import compose
 from dsv3.data.samples import ValidationSample
 from dsv3.train.build import build_engine, build_model
+from dsv3.train.digests import Digests
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer
 from dsv3.train.position import Position
@@ -79,6 +80,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "reporter": SimpleNamespace(evaluation=lambda line: None),
             "stop": SimpleNamespace(requested=False),
             "alarms": SimpleNamespace(after_step=lambda step, load: []),
+            "digests": Digests(),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

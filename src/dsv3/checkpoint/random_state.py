@@ -23,6 +23,30 @@ def capture_random_state(device: torch.device | str = "cpu") -> dict[str, Json]:
     return state
 
 
+def seed_streams(seed: int, rank: int, *, step: int, device: torch.device | str = "cpu") -> None:
+    """Give this rank streams of its own from `step` on, a function of the arguments alone.
+
+    Streams of other ranks, steps and seeds are independent of them and of one another.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(rank, step))
+    for_python, for_numpy, for_cpu, for_cuda = sequence.spawn(4)
+    random.seed(for_python.generate_state(8).tobytes())
+    np.random.seed(for_numpy.generate_state(8))
+    torch.default_generator.manual_seed(_word(for_cpu))
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(_word(for_cuda))
+
+
+def advance_streams(device: torch.device | str = "cpu") -> None:
+    """Draw one number from every stream."""
+    random.random()  # noqa: S311 - thrown away
+    np.random.random_sample()
+    torch.rand(())
+    if torch.device(device).type == "cuda":
+        torch.rand((), device=device)
+
+
 def restore_random_state(state: dict[str, Json], device: torch.device | str = "cpu") -> None:
     """Put the streams back where `capture_random_state` found them.
 
@@ -48,6 +72,10 @@ def _restore(state: dict[str, Json], cuda: torch.device | str | None) -> None:
     torch.set_rng_state(_bytes_tensor(state["torch_cpu"]))
     if cuda is not None:
         torch.cuda.set_rng_state(_bytes_tensor(state["torch_cuda"]), cuda)
+
+
+def _word(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def _encode_numpy(state: Any) -> Json:

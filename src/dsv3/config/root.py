@@ -35,6 +35,10 @@ class RunSection(Section):
     storage_timeout: float = field(
         "Seconds one of several ranks may take to load or save a checkpoint.", gt=0
     )
+    digests: bool = field(
+        "Write digests.jsonl: hashes of the batch, loads, biases and random streams of every step,"
+        " and of the final state. Two runs are equal bit for bit if these files are."
+    )
 
 
 class RunConfig(Section):

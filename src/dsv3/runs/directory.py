@@ -7,6 +7,7 @@ source-*.diff     uncommitted changes of the code, by content
 configs/*.yaml    configurations of later starts (another layout, say), by content
 attempts.jsonl    one line per start of the ranks: provenance, and what differs from config.yaml
 metrics.jsonl     one line per step and evaluation
+digests.jsonl     with run.digests: hashes of every step, and of the final state
 events.jsonl      what happened
 evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
@@ -93,6 +94,7 @@ class RunDirectory:
         self.configs = path / "configs"
         self.attempts_path = path / "attempts.jsonl"
         self.metrics_path = path / "metrics.jsonl"
+        self.digests_path = path / "digests.jsonl"
         self.events_path = path / "events.jsonl"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"

@@ -114,24 +114,24 @@ class MetricsLog(LineLog):
 
     Open it under the run's lock, once the checkpoint to go on from is known: lines beyond
     `last_step` (0: a fresh start) belong to steps that will be done again and are cut before
-    anything new is written. Write the lines of a step before its checkpoint. `evaluated` is False
-    if the evaluation of `last_step` comes after its checkpoint, as that of the last step of all.
+    anything new is written. Write the lines of a step before its checkpoint. What a run says after
+    its last checkpoint it says again: with `ended` lines of `last_step` that have a `kind` go too.
     """
 
     def __init__(
-        self, path: Path, *, last_step: int, evaluated: bool = True, patience: int = 0
+        self, path: Path, *, last_step: int, ended: bool = False, patience: int = 0
     ) -> None:
         super().__init__(path, patience=patience)
-        self.lines_cut = self._cut_after(last_step, last_step if evaluated else last_step - 1)
+        self.lines_cut = self._cut_after(last_step, ended=ended)
 
-    def _cut_after(self, last_step: int, last_evaluation: int) -> int:
+    def _cut_after(self, last_step: int, *, ended: bool) -> int:
         # Steps only rise, so what is to go is a tail: one truncation, atomic, needs no space.
         position = 0
         with self.path.open("rb") as file:
             for number, data in enumerate(file, start=1):
                 line = _parse(self.path, number, data)
-                last = last_evaluation if line.get("kind") == "eval" else last_step
-                if line.get("step", 0) > last:
+                kept = last_step - 1 if ended and "kind" in line else last_step
+                if line.get("step", 0) > kept:
                     dropped = 1 + sum(1 for _ in file)
                     os.ftruncate(self._descriptor, position)
                     return dropped

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from dsv3.checkpoint.collective import on_first
+from dsv3.checkpoint.random_state import seed_streams
 from dsv3.config.root import RunConfig
 from dsv3.data.prepare import prepare, unseen
 from dsv3.data.prepared import Prepared
 from dsv3.data.samples import TrainingSamples, unigram_loss, validation_samples
 from dsv3.engine.distributed import process_group
+from dsv3.plan.scheduled import scheduled
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.provenance import collect
@@ -19,6 +21,7 @@ from dsv3.runs.rank import RankArguments
 from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
+from dsv3.train.digests import Digests, StepDigests
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.ranks import Ranks
@@ -78,6 +81,7 @@ def _train(
     model = build_model(config, device, ranks.place)
     engine = build_engine(model, config, device)
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
+    seed_streams(config.seed, ranks.rank, step=0, device=device)
     with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
         position, state, skipped = checkpoints.resume(engine)
     reporter = Reports()
@@ -91,6 +95,10 @@ def _train(
     length = config.schedule.sequence_length
     held_out = validation_samples(prepared, length, config.evaluation.sequences)
     layers = model.moe_layers()
+    digests = Digests()
+    if config.run.digests:
+        curves, fingerprint = scheduled(config), prepared.fingerprint
+        digests = StepDigests(ranks, engine, layers, curves, reporter, data_fingerprint=fingerprint)
     trainer = Trainer(
         run=run,
         ranks=ranks,
@@ -107,6 +115,7 @@ def _train(
         stop=stop,
         position=position,
         alarms=Alarms(config.health, layers, None if state is None else state["alarms"]),
+        digests=digests,
     )
     try:
         evaluation = train_to_end(trainer)

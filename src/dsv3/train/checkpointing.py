@@ -9,7 +9,11 @@ import torch
 
 from dsv3.checkpoint.collective import Solo
 from dsv3.checkpoint.manifest import Identity
-from dsv3.checkpoint.random_state import capture_random_state, restore_random_state
+from dsv3.checkpoint.random_state import (
+    capture_random_state,
+    restore_random_state,
+    seed_streams,
+)
 from dsv3.checkpoint.reader import Checkpoint
 from dsv3.checkpoint.saver import Saved, Saver
 from dsv3.checkpoint.store import CheckpointStore, Search
@@ -182,13 +186,15 @@ class Checkpoints:
     def _load(self, checkpoint: Checkpoint, engine: TrainingEngine) -> None:
         optimizer_step = checkpoint.root.optimizer_step
         self._store.require(checkpoint, engine.expected_tensors(optimizer_step))
-        # Of this rank where the layout had it; nothing in training draws random numbers.
-        rank_state = checkpoint.rank_state(self._ranks.rank) or checkpoint.rank_state(0)
-        assert rank_state is not None, "a checkpoint has at least one part"
         engine.prepare_load(optimizer_step)
         self._store.load(checkpoint, engine.fragments())
         engine.finish_load()
-        restore_random_state(rank_state["random"], self._device)
+        rank = self._ranks.rank
+        rank_state = checkpoint.rank_state(rank)
+        if rank_state is not None:
+            restore_random_state(rank_state["random"], self._device)
+        else:  # of a larger layout than the one that saved: no other rank's streams
+            seed_streams(self._config.seed, rank, step=checkpoint.step, device=self._device)
 
     def _refuse(self, search: Search) -> None:
         resume, found = self._config.checkpoint.resume, search.checkpoint is not None

@@ -19,6 +19,7 @@ from dsv3.runs.directory import RunDirectory
 from dsv3.train.alarms import Alarms
 from dsv3.train.balancing import count_batch, keep_for_next_step, update_biases
 from dsv3.train.checkpointing import Checkpoints
+from dsv3.train.digests import Digests
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_non_finite_loss, stopped_by
@@ -49,6 +50,7 @@ class Trainer:
     stop: StopRequest
     position: Position
     alarms: Alarms
+    digests: Digests
 
     @property
     def done(self) -> bool:
@@ -69,7 +71,9 @@ def train_to_end(trainer: Trainer) -> Evaluation:
     every_steps = trainer.config.evaluation.every_steps
     while not trainer.done:
         _between_steps(trainer)
-        trainer.reporter.step(train_step(trainer))
+        line = train_step(trainer)
+        trainer.reporter.step(line)
+        trainer.digests.step(line, trainer.position, trainer.state)
         step = trainer.position.step
         if every_steps is not None and step % every_steps == 0 and not trainer.done:
             evaluate_now(trainer)
@@ -78,6 +82,7 @@ def train_to_end(trainer: Trainer) -> Evaluation:
     _save(trainer)
     _between_steps(trainer)
     evaluation = evaluate_now(trainer)
+    trainer.digests.final(trainer.position, trainer.state)
     _save(trainer, wait=True)
     return evaluation
 
@@ -100,6 +105,7 @@ def train_step(trainer: Trainer) -> Record:
         trainer.checkpoints.collect(trainer.reporter)
         raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
     load = take_load(layers, trainer.ranks)
+    trainer.digests.take(micro_batches, load)
     update_biases(layers, load, balance, gamma=values["bias_update_speed"])
     keep_for_next_step(layers, load, balance)
     trainer.position = after

@@ -1,5 +1,6 @@
 """Where the figures of a run go: its files first, then the mirror and the terminal."""
 
+from pathlib import Path
 from typing import Any
 
 from dsv3.config.root import RunConfig
@@ -27,6 +28,9 @@ class Reports:
     def evaluation(self, record: Record) -> None:
         """Take the line of an evaluation."""
 
+    def digests(self, record: Record) -> None:
+        """Take a line of digests."""
+
     def alarm(self, alarm: Alarm) -> None:
         """Take an alarm."""
 
@@ -44,8 +48,9 @@ class Reports:
 
 
 class Reporter(Reports):
-    """Writes metrics.jsonl and events.jsonl; mirrors and presenters swallow their own failures.
+    """Writes metrics.jsonl, events.jsonl and, where asked for, digests.jsonl.
 
+    Mirrors and presenters swallow their own failures.
     Open it under the run's lock, once the step to go on from is known: lines beyond `done_steps`
     are cut before anything new is written.
     """
@@ -54,12 +59,13 @@ class Reporter(Reports):
         self, run: RunDirectory, config: RunConfig, *, done_steps: int, quiet: bool
     ) -> None:
         total_steps = config.schedule.num_steps
-        self._metrics = MetricsLog(
-            run.metrics_path,
-            last_step=done_steps,
-            evaluated=done_steps < total_steps,
-            patience=PATIENCE,
-        )
+        ended = done_steps == total_steps
+
+        def log(path: Path) -> MetricsLog:
+            return MetricsLog(path, last_step=done_steps, ended=ended, patience=PATIENCE)
+
+        self._metrics = log(run.metrics_path)
+        self._digests = log(run.digests_path) if config.run.digests else None
         self._events = EventLog(run.events_path, patience=PATIENCE)
         self._presenter = open_console(total_steps=total_steps, done_steps=done_steps, quiet=quiet)
         self._mirror = open_mirror(
@@ -87,6 +93,11 @@ class Reporter(Reports):
             f" {record['bpb']:.4f} bits per byte"
         )
 
+    def digests(self, record: Record) -> None:
+        """Take a line of digests; only with `run.digests`."""
+        assert self._digests is not None, "run.digests is off"
+        self._digests.append(record)
+
     def event(self, name: str, **fields: Any) -> None:
         """Take an event."""
         self._events.event(name, **fields)
@@ -102,7 +113,8 @@ class Reporter(Reports):
 
         Raises CapacityError if they are not. A thread that saves may call it.
         """
-        self._metrics.sync()
+        for log in self._logs_of_steps():
+            log.sync()
 
     def note(self, text: str) -> None:
         """Show a line to whoever watches."""
@@ -114,8 +126,11 @@ class Reporter(Reports):
         report = self._mirror.close()
         if not report.complete:
             self.event("mirror_incomplete", lost=report.lost, failed=report.failed)
-        self._metrics.close()
-        self._events.close()
+        for log in (*self._logs_of_steps(), self._events):
+            log.close()
+
+    def _logs_of_steps(self) -> list[MetricsLog]:
+        return [self._metrics] if self._digests is None else [self._metrics, self._digests]
 
     def _warn(self, text: str) -> None:
         self._events.event("mirror_warning", text=text)

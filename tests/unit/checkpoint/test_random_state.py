@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dsv3.checkpoint.random_state import capture_random_state, restore_random_state
+from dsv3.checkpoint.random_state import (
+    advance_streams,
+    capture_random_state,
+    restore_random_state,
+    seed_streams,
+)
 from dsv3.errors import CheckpointError
 
 
@@ -51,3 +56,24 @@ def test_a_missing_stream_is_named():
     del state["numpy"]
     with pytest.raises(CheckpointError, match="numpy"):
         restore_random_state(state)
+
+
+def test_seeded_streams_are_a_function_of_seed_rank_and_step():
+    drawn = {}
+    for seed, rank, step in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (2**63 - 1, 3, 10**9)]:
+        seed_streams(seed, rank, step=step)
+        drawn[seed, rank, step] = draw()
+        draw()
+        seed_streams(seed, rank, step=step)
+        assert draw() == drawn[seed, rank, step]
+    for stream in range(3):
+        assert len({str(of_all[stream]) for of_all in drawn.values()}) == len(drawn)
+
+
+def test_every_stream_is_advanced():
+    seed_streams(0, 0, step=0)
+    before = capture_random_state()
+    advance_streams()
+    after = capture_random_state()
+    assert [name for name in before if before[name] == after[name]] == []
+    assert set(before) == {"python", "numpy", "torch_cpu"}

@@ -40,7 +40,7 @@ optimizer.moment_dtype
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout
+run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.zero_stage
 schedule.micro_batch_size

@@ -73,15 +73,19 @@ def test_a_resume_cuts_exactly_the_lines_beyond_its_checkpoint(
     assert [line["step"] for line in read_lines(path)] == [*steps, last_step + 1]
 
 
-def test_an_evaluation_that_comes_after_its_checkpoint_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["eval", "final"])
+def test_what_follows_the_last_step_is_cut_too_when_the_run_has_ended(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, last_step=0) as log:
-        for step in (2, 4):
-            log.append({"step": step})
-            write_evaluation(log, step)
-    with MetricsLog(path, last_step=4, evaluated=False) as log:
-        assert log.lines_cut == 1
-    assert [line.get("kind") for line in read_lines(path)] == [None, "eval", None]
+        write_steps(log, range(1, 3))
+        write_evaluation(log, 2)
+        write_steps(log, range(3, 4))
+        log.append({"kind": kind, "step": 3})
+    assert MetricsLog(path, last_step=3).lines_cut == 0
+    assert MetricsLog(path, last_step=3, ended=True).lines_cut == 1
+    assert [line.get("kind") for line in read_lines(path)] == [None, None, "eval", None]
 
 
 def test_a_torn_last_line_is_left_out_by_readers_and_dropped_by_the_next_writer(

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from dsv3.config.compose import compose
 from dsv3.data.samples import ValidationSample
+from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer
+from dsv3.train.policies import Policies
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
+from dsv3.train.reporter import Reports
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE = 12, 4
 STEPS = 8
@@ -76,9 +79,10 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "validation": validation,
             "position": Position(),
             "checkpoints": SimpleNamespace(newest=None),
-            "reporter": SimpleNamespace(evaluation=lambda line: None),
+            "reporter": Reports(),
             "stop": SimpleNamespace(requested=False),
-            "alarms": SimpleNamespace(after_step=lambda step, load: []),
+            "alarms": Alarms(config.health, model.moe_layers()),
+            "policies": Policies(config.health),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

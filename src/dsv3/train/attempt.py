@@ -21,6 +21,7 @@ from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer, train_to_end
+from dsv3.train.policies import Policies
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
@@ -107,6 +108,7 @@ def _train(
         stop=stop,
         position=position,
         alarms=Alarms(config.health, layers, None if state is None else state["alarms"]),
+        policies=Policies(config.health, None if state is None else state["policies"]),
     )
     try:
         evaluation = train_to_end(trainer)

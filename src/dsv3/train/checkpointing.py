@@ -131,3 +131,22 @@ class Checkpoints:
 
     def _has_saved(self) -> bool:
         return any(line["event"] == "checkpoint" for line in read_lines(self._run.events_path))
+
+    def roll_back(self, engine: TrainingEngine) -> Resumed:
+        """Load the newest checkpoint that is good to the last byte, as it is on the disk now.
+
+        Raises CheckpointError if there is none.
+        """
+        identity = Identity(run_id=self._run.id, config_sha256=identity_digest(self._config))
+        # A store of its own: what this process wrote is hashed again before it is trusted.
+        search = CheckpointStore(
+            self._run.checkpoints, identity, collective=self._ranks
+        ).find_newest()
+        skipped = [Problem(str(path), reason) for path, reason in search.skipped]
+        if search.checkpoint is None:
+            nothing = Problem(str(self._run.checkpoints), "holds no checkpoint to go back to")
+            raise CheckpointError([nothing, *skipped])
+        self._load(search.checkpoint, engine)
+        self.newest, self._saved_step = str(search.checkpoint.path), search.checkpoint.step
+        state = search.checkpoint.state
+        return Resumed(Position.from_state(state["position"]), state, list(map(str, skipped)))

@@ -33,6 +33,9 @@ class Reports:
     def note(self, text: str) -> None:
         """Show a line to whoever watches."""
 
+    def roll_back(self, to_step: int) -> None:
+        """Forget the lines of the steps after `to_step`: these will be done again."""
+
     def sync(self) -> None:
         """Have all lines so far on the disk."""
 
@@ -50,6 +53,7 @@ class Reporter(Reports):
     def __init__(
         self, run: RunDirectory, config: RunConfig, *, done_steps: int, quiet: bool
     ) -> None:
+        self._run = run
         self._metrics = MetricsLog(run.metrics_path, last_step=done_steps)
         self._events = EventLog(run.events_path)
         self._presenter = open_console(
@@ -89,6 +93,11 @@ class Reporter(Reports):
         self.event(alarm.event, **alarm.details())
         if alarm.begins:
             self.note(str(alarm))
+
+    def roll_back(self, to_step: int) -> None:
+        """Cut the lines of the steps after `to_step`; events and mirrors keep what they have."""
+        self._metrics.close()
+        self._metrics = MetricsLog(self._run.metrics_path, last_step=to_step)
 
     def sync(self) -> None:
         """Have all lines so far on the disk; before a checkpoint, which counts on them."""

@@ -80,7 +80,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "position": Position(),
             "checkpoints": SimpleNamespace(newest=None),
             "reporter": Reports(),
-            "stop": SimpleNamespace(requested=False),
+            "stop": SimpleNamespace(number=0),
             "alarms": Alarms(config.health, model.moe_layers()),
             "policies": Policies(config.health),
         }

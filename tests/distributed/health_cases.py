@@ -24,7 +24,7 @@ LAYOUTS = {
     "ep2 zero2 bf16": ["parallelism=ep2", "parallelism.zero_stage=2", "precision=bf16"],
     "dp2 zero1 bf16": ["parallelism=dp2", "parallelism.zero_stage=1", "precision=bf16"],
 }
-MORE = ["balance=aux_free_seq", "mtp=depth1", "schedule.micro_batch_size=1"]
+MORE = ["balance=aux_free_seq", "mtp=depth1", "schedule.micro_batch_size=1", "schedule.batch_size_quantum=4"]
 WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 EXPONENT = {torch.float32: range(23, 31), torch.bfloat16: range(7, 15)}
 MANTISSA = {torch.float32: range(23), torch.bfloat16: range(7)}
@@ -102,7 +102,7 @@ def stopped(overrides: list[str], every: int) -> tuple[Any, dict[str, Tensor]]:
         train_step(trainer)
         if rank == FAULTY:
             weights = trainer.model.get_parameter(DENSE).detach().view(-1)
-            trainer.model.register_forward_pre_hook(lambda _m, _i: weights[5].mul_(1.5))
+            trainer.model.register_forward_pre_hook(lambda _m, _i: (weights[5].mul_(1.5), None)[1])
         return {"text": _stopped_at(trainer), "step": trainer.position.step}, {}
 
 

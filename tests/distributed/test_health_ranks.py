@@ -3,7 +3,7 @@
 import pytest
 
 from distributed.health_cases import FAULTY, FLIPS, LAYOUTS
-from numerics.poison import GRADIENTS, SITES
+from numerics.poison import GRADIENTS, NAMED, SITES
 
 pytestmark = pytest.mark.distributed
 
@@ -15,7 +15,7 @@ def non_finite(request, reports):
 
 @pytest.fixture(params=LAYOUTS)
 def flips(request, reports):
-    return request.param, [report.values for report in reports(2)[f"health flips {request.param}"]]
+    return [report.values for report in reports(2)[f"health flips {request.param}"]]
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -36,23 +36,24 @@ def test_one_event_says_why(non_finite, site):
     assert fields["figure"] == ("grad_norm" if site in GRADIENTS else "loss")
     if site in GRADIENTS:
         assert fields["names"] == [GRADIENTS[site]]
-    elif site != "balance loss":  # which the second run of the model, without gradients, has not
+    elif site in ("balance loss", "loss"):
+        assert fields["names"] == fields["ranks"] == []  # no layer's output, in evaluation
+    elif site in NAMED:
+        assert NAMED[site] in fields["names"]
         assert FAULTY in fields["ranks"]
 
 
 def test_every_flipped_bit_is_found_and_placed_by_every_rank(flips):
-    _, of_ranks = flips
-    done = of_ranks[0]["done"]
+    done = flips[0]["done"]
     assert len(done) == 4 * FLIPS
-    for of_rank in of_ranks:
+    for of_rank in flips:
         assert of_rank["clean"] == []
         assert of_rank["found"] == [[one] for one in done]
 
 
 def test_a_wrong_master_is_told_from_wrong_weights(flips):
-    layout, of_ranks = flips
-    assert of_ranks[0]["masters"] == of_ranks[1]["masters"]
-    [[rank, part, *_]] = of_ranks[0]["masters"]
+    assert flips[0]["masters"] == flips[1]["masters"]
+    [[rank, part, *_]] = flips[0]["masters"]
     assert (rank, part) == (FAULTY, "masters")
 
 
@@ -60,6 +61,6 @@ def test_a_wrong_master_is_told_from_wrong_weights(flips):
 def test_the_run_stops_before_the_update(reports, every, step):
     texts = [report.values["text"] for report in reports(2)[f"health stopped {every}"]]
     assert texts[0] == texts[1]
-    assert texts[0].startswith(f"step {step}: rank {FAULTY}: 1 of its weights differ")
+    assert texts[0].startswith(f"5 step {step}: rank {FAULTY}: 1 of its weights differ")
     assert "first element 5 of model.layers.0.mlp.down_proj.weight" in texts[0]
     assert [r.values["step"] for r in reports(2)[f"health stopped {every}"]] == [step - 1] * 2

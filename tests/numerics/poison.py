@@ -31,6 +31,16 @@ GRADIENTS = {
     "router gradient": "model.layers.1.mlp.gate.weight",
     "embedding gradient": "model.embed_tokens.weight",
 }
+# What a finding names. The rest has no layer of its own whose output is bad in evaluation.
+NAMED = {
+    "embedding": "model.embed_tokens",
+    "attention": "model.layers.1.self_attn",
+    "router scores": "model.layers.1.mlp.gate",
+    "routed experts": "model.layers.1.mlp.experts",
+    "shared expert": "model.layers.1.mlp.shared_experts",
+    "final norm": "model.norm",
+    "MTP module": "model.layers.3",
+} | GRADIENTS
 SITES = (*OUTPUTS, *INPUTS, *GRADIENTS)
 
 

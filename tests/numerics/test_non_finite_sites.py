@@ -13,7 +13,7 @@ import torch
 from dsv3.engine.distributed import process_group
 from dsv3.errors import NumericHealthError
 from dsv3.train.loop import Trainer, train_step
-from numerics.poison import GRADIENTS, INPUTS, SITES, differing, everything, poisoned
+from numerics.poison import GRADIENTS, NAMED, SITES, differing, everything, poisoned
 from numerics.small_training import training
 
 ARMS = {
@@ -23,15 +23,6 @@ ARMS = {
     "previous_step": ["balance=aux_batch", "balance.batch_counts=previous_step"],
 }
 MORE = ["mtp=depth1", "schedule.micro_batch_size=2", "health.largest_skips=1"]
-# Where the second run of the model finds the fault; the parent of an input is the layer before it.
-NAMED = {
-    "embedding": "model.embed_tokens",
-    "attention": "model.layers.1.self_attn",
-    "routed experts": "model.layers.1.mlp.experts",
-    "shared expert": "model.layers.1.mlp.shared_experts",
-    "final norm": "model.norm",
-    "MTP module": "model.layers.3",
-} | GRADIENTS
 
 
 @pytest.fixture(scope="module", params=ARMS)
@@ -106,7 +97,7 @@ def test_skips_in_a_row_come_to_an_end(pair: tuple[Trainer, Trainer]) -> None:
         assert train_step(trainer)["skipped"]
         with pytest.raises(NumericHealthError, match=r"after health\.largest_skips=1 in a row"):
             train_step(trainer)
-    assert INPUTS and "skipped" not in train_step(trainer)
+    assert "skipped" not in train_step(trainer)
     with poisoned(trainer.model, "loss", math.nan):
         assert train_step(trainer)["skipped"]
     twin.position = trainer.position

@@ -38,6 +38,10 @@ OVERRIDES = [
 SPIKE = 1e4  # times the gradient
 
 
+class Killed(Exception):
+    """The end of an attempt, at a moment of the test's choice."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_rank() -> Iterator[None]:
     torch.set_num_threads(1)
@@ -127,8 +131,8 @@ def test_a_reported_spike_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_spike_can_stop_the_run_before_its_update(tmp_path: Path) -> None:
     with attempt(tmp_path, "health.on_spike=stop", factors={BAD: SPIKE}) as trainer:
-        with pytest.raises(NumericHealthError, match=f"step {BAD}: the grad_norm is .*, above"):
-            train_to_end(trainer)
+        stopped = pytest.raises(NumericHealthError, train_to_end, trainer)
+        assert str(stopped.value).startswith(f"step {BAD}: the grad_norm is ")
         assert trainer.engine.optimizer_step == BAD - 1
 
 
@@ -166,22 +170,18 @@ def test_before_the_first_checkpoint_there_is_one_of_step_0(
 def test_a_kill_around_a_rollback_changes_nothing(
     tmp_path: Path, left_out: Callable, killed_after: int
 ) -> None:
-    class Killed(Exception):
-        pass
-
     overrides, factors = ["health.on_non_finite=rollback"], {BAD: math.nan}
-    with pytest.raises(Killed), attempt(tmp_path, *overrides, factors=factors) as trainer:
+    with attempt(tmp_path, *overrides, factors=factors) as trainer:
         report = trainer.reporter.step
 
         def step(line: dict) -> None:
             report(line)
-            if line["step"] == killed_after and (
-                events(tmp_path, "rolled_back") or killed_after < BAD
-            ):
+            late_enough = killed_after < BAD or events(tmp_path, "rolled_back")
+            if line["step"] == killed_after and late_enough:
                 raise Killed
 
         trainer.reporter.step = step
-        train_to_end(trainer)
+        pytest.raises(Killed, train_to_end, trainer)
     found = whole_run(tmp_path, *overrides, factors=factors)
     expected_in, expected = left_out(BAD)
     assert differing(found, expected) == []
@@ -214,8 +214,7 @@ def test_rollbacks_to_the_same_checkpoint_come_to_an_end(tmp_path: Path) -> None
     factors = dict.fromkeys(range(BAD, STEPS + 1), math.nan)
     overrides = ["health.on_non_finite=rollback", "health.largest_rollbacks=2"]
     with attempt(tmp_path, *overrides, factors=factors) as trainer:
-        with pytest.raises(NumericHealthError) as stopped:
-            train_to_end(trainer)
+        stopped = pytest.raises(NumericHealthError, train_to_end, trainer)
     assert stopped.value.exit_code == 5
     assert "after health.largest_rollbacks=2 to the same checkpoint" in str(stopped.value)
     told = events(tmp_path, "rolled_back")

@@ -84,16 +84,23 @@ def first_non_finite_module(module: nn.Module, inputs: Sequence[torch.Tensor]) -
 
     Children finish before their parents, so the first one is the innermost. Empty if the second
     run is finite (the fault was not in the data or the weights) or only `module` itself is bad.
+    A submodule with `used_rows(*inputs)` is judged by that many rows: the others hold anything.
     """
     found: list[str] = []
 
-    def watch(name: str, output: object) -> None:
-        tensors = output if isinstance(output, tuple) else (output,)
-        if not found and any(_is_bad(tensor) for tensor in tensors):
+    def watch(name: str, child: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if found:
+            return
+        used_rows = getattr(child, "used_rows", None)
+        if used_rows is not None:
+            output = output[: used_rows(*inputs)]
+        if any(_is_bad(tensor) for tensor in (output if isinstance(output, tuple) else (output,))):
             found.append(name)
 
     handles = [
-        child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
+        child.register_forward_hook(
+            lambda child, inputs, output, name=name: watch(name, child, inputs, output)
+        )
         for name, child in module.named_modules()
         if name
     ]

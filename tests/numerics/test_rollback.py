@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -68,12 +69,9 @@ def attempt(directory: Path, *overrides: str, factors: dict[int, float]) -> Iter
         done = trainer.position.step
         trainer.reporter = Reporter(run, config, done_steps=done, quiet=True)
         head = trainer.model.get_parameter("model.norm.weight")
-        fired = []
 
         def spoil(gradient: torch.Tensor) -> torch.Tensor:
-            factor = factors.get(trainer.position.step + 1, 1.0)
-            fired.append(factor != 1.0)
-            return gradient * factor
+            return gradient * factors.get(trainer.position.step + 1, 1.0)
 
         handle = head.register_hook(spoil)
         try:
@@ -81,7 +79,6 @@ def attempt(directory: Path, *overrides: str, factors: dict[int, float]) -> Iter
         finally:
             handle.remove()
             trainer.reporter.close()
-        assert any(fired) == any(done < step for step in factors)
 
 
 def lines(directory: Path, name: str = "metrics") -> list[dict]:
@@ -99,6 +96,12 @@ def whole_run(directory: Path, *overrides: str, factors: dict[int, float]) -> di
     with attempt(directory, *overrides, factors=factors) as trainer:
         train_to_end(trainer)
         return everything(trainer)
+
+
+def raised(kind: type[Exception], trainer: Trainer) -> Any:
+    with pytest.raises(kind) as caught:
+        train_to_end(trainer)
+    return caught.value
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +134,8 @@ def test_a_reported_spike_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_spike_can_stop_the_run_before_its_update(tmp_path: Path) -> None:
     with attempt(tmp_path, "health.on_spike=stop", factors={BAD: SPIKE}) as trainer:
-        stopped = pytest.raises(NumericHealthError, train_to_end, trainer)
-        assert str(stopped.value).startswith(f"step {BAD}: the grad_norm is ")
+        stopped = raised(NumericHealthError, trainer)
+        assert str(stopped).startswith(f"step {BAD}: the grad_norm is ")
         assert trainer.engine.optimizer_step == BAD - 1
 
 
@@ -181,7 +184,7 @@ def test_a_kill_around_a_rollback_changes_nothing(
                 raise Killed
 
         trainer.reporter.step = step
-        pytest.raises(Killed, train_to_end, trainer)
+        raised(Killed, trainer)
     found = whole_run(tmp_path, *overrides, factors=factors)
     expected_in, expected = left_out(BAD)
     assert differing(found, expected) == []
@@ -214,9 +217,9 @@ def test_rollbacks_to_the_same_checkpoint_come_to_an_end(tmp_path: Path) -> None
     factors = dict.fromkeys(range(BAD, STEPS + 1), math.nan)
     overrides = ["health.on_non_finite=rollback", "health.largest_rollbacks=2"]
     with attempt(tmp_path, *overrides, factors=factors) as trainer:
-        stopped = pytest.raises(NumericHealthError, train_to_end, trainer)
-    assert stopped.value.exit_code == 5
-    assert "after health.largest_rollbacks=2 to the same checkpoint" in str(stopped.value)
+        stopped = raised(NumericHealthError, trainer)
+    assert stopped.exit_code == 5
+    assert "after health.largest_rollbacks=2 to the same checkpoint" in str(stopped)
     told = events(tmp_path, "rolled_back")
     assert [(one["step"], one["to_step"]) for one in told] == [(BAD, 10), (BAD + 1, 10)]
 

@@ -228,7 +228,7 @@ def refuse(engine: Any, batches: list[tuple[Tensor, ...]]) -> str:
         engine.train_step(batches, lr=LR)
     except NonFiniteError as error:
         take_counts(engine.module)
-        return f"{error.kind} {error.value} {' '.join(error.names)}"
+        return f"{error.kind} {error.value} {' '.join(error.names)} {error.ranks}"
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from dsv3.config.compose import compose
 from dsv3.data.samples import ValidationSample
+from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model
 from dsv3.train.digests import Digests
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer
+from dsv3.train.policies import Policies
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
+from dsv3.train.reporter import Reports
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE = 12, 4
 STEPS = 8
@@ -76,11 +79,14 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "samples": samples,
             "validation": validation,
             "position": Position(),
-            "checkpoints": SimpleNamespace(newest=None, take_stall=lambda: 0.0),
-            "reporter": SimpleNamespace(evaluation=lambda line: None),
-            "stop": SimpleNamespace(requested=False),
-            "alarms": SimpleNamespace(after_step=lambda step, load: []),
+            "checkpoints": SimpleNamespace(
+                newest=None, take_stall=lambda: 0.0, collect=lambda reporter: None
+            ),
+            "reporter": Reports(),
+            "stop": SimpleNamespace(number=0),
+            "alarms": Alarms(config.health, model.moe_layers()),
             "digests": Digests(),
+            "policies": Policies(config.health),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

@@ -42,6 +42,10 @@ class CheckpointStore:
         self._collective = Solo() if collective is None else collective
         self._verified: set[Path] = set()  # written or hashed by this process
 
+    def forget(self) -> None:
+        """Verify again what this process has written or hashed, before it is trusted."""
+        self._verified.clear()
+
     def clean(self) -> list[str]:
         """Remove what crashed writers left behind (collective); returns their names."""
         names: list[str] = on_first(self._collective, lambda: durable.clean(self.directory))

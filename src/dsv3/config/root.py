@@ -56,7 +56,7 @@ class RunConfig(Section):
     data: DataConfig = field("The text.")
     optimizer: OptimizerConfig = field("AdamW and clipping.")
     evaluation: EvaluationConfig = field("Loss on held-out text.")
-    health: HealthConfig = field("When the load of the experts is worth an alarm.")
+    health: HealthConfig = field("What follows a bad step, and what is watched.")
     checkpoint: CheckpointConfig = field("What is kept and how a run goes on.")
     tracking: TrackingConfig = field("Mirrors of the metrics.")
     launcher: LauncherConfig = field("Where ranks are started.")

@@ -11,13 +11,17 @@ from torch import nn
 
 from dsv3.config.root import RunConfig
 from dsv3.engine.adamw import MOMENT_DTYPES, make_adamw
+from dsv3.engine.collective import RankCollective
 from dsv3.engine.fragments import Fragment, FragmentedState
 from dsv3.engine.groups import expert_group, parameter_groups, wrap
 from dsv3.engine.health import (
+    LARGEST_NUMBER_OF_NAMES,
     NonFiniteError,
+    NonFiniteKind,
     first_non_finite_module,
     non_finite_names,
 )
+from dsv3.engine.replicas import Difference, differences
 from dsv3.engine.settings import deepspeed_settings
 from dsv3.engine.vendor import deepspeed
 from dsv3.engine.zero import ZeroState
@@ -81,25 +85,30 @@ class TrainingEngine:
         *,
         lr: float,
         on_micro_batch: Callable[[], None] = lambda: None,
+        before_update: Callable[[StepResult], None] = lambda _: None,
     ) -> StepResult:
         """Accumulate the mean gradient of `micro_batches`, clip it, update the weights.
 
         A micro batch holds the arguments of the model's forward, which returns the scalar to train
-        on, or a NamedTuple of losses beginning with it. Raises NonFiniteError, with the state as it
-        was, if the first loss or the norm is not finite. `on_micro_batch` is called after each.
+        on, or a NamedTuple of losses beginning with it; `on_micro_batch` is called after each.
+        `before_update` is given what the step is about to report: what it raises, on all ranks or
+        none, refuses the step. Raises NonFiniteError if the first loss or the norm is not finite.
+        After either the state is as it was.
         """
         assert micro_batches, f"{micro_batches=}"
         self._zero.set_lr(lr)
         try:
             losses = self._accumulate(micro_batches, on_micro_batch)
-            grad_norm = self._finite_gradient_norm()
+            result = StepResult(losses, self._finite_gradient_norm(losses))
+            before_update(result)
         except BaseException:
-            # Also on an interrupt: the next step must not start from half a gradient.
+            # Also on an interrupt: the next step must not start from half a gradient. Thrown away
+            # and not multiplied by 0, which leaves a NaN what it is.
             self._zero.discard_gradients()
             raise
-        self._zero.clip_gradients(grad_norm, self._largest_norm)
+        self._zero.clip_gradients(result.grad_norm, self._largest_norm)
         self._engine.step()
-        return StepResult(losses, grad_norm)
+        return result
 
     def _accumulate(
         self, micro_batches: Sequence[MicroBatch], on_micro_batch: Callable[[], None]
@@ -118,19 +127,34 @@ class TrainingEngine:
             on_micro_batch()
         return self._means(totals, len(micro_batches))
 
-    def _finite_gradient_norm(self) -> float:
-        grad_norm = self._zero.gradient_norm()
+    def _finite_gradient_norm(self, losses: dict[str, list[float]]) -> float:
+        grad_norm = self._zero.gradient_norm()  # over all ranks: all raise together
         if not math.isfinite(grad_norm):
             named = ((self._state.name(p), g) for p, g in self._zero.gradients())
-            raise NonFiniteError("gradient norm", grad_norm, non_finite_names(named))
+            raise self._non_finite("gradient norm", grad_norm, non_finite_names(named), losses)
         return grad_norm
 
     def _require_finite_loss(self, loss: torch.Tensor, micro_batch: MicroBatch) -> None:
-        mean = float(
-            self._mean_over_ranks(loss)
-        )  # not finite if any rank's is not: all raise together
+        # Before backward, and not finite if any rank's is not: no rank is left alone in a
+        # collective. The search runs the model once more, and its collectives, on every rank.
+        mean = float(self._mean_over_ranks(loss))
         if not math.isfinite(mean):
-            raise NonFiniteError("loss", mean, first_non_finite_module(self.module, micro_batch))
+            here = first_non_finite_module(self.module, micro_batch)
+            raise self._non_finite("loss", mean, here, {})
+
+    def _non_finite(
+        self,
+        kind: NonFiniteKind,
+        value: float,
+        names: list[str],
+        losses: dict[str, list[float]],
+    ) -> NonFiniteError:
+        """The same error on every rank, with what each of them found."""
+        of_ranks = RankCollective(self._device).all_gather(names)
+        ranks = [rank for rank, found in enumerate(of_ranks) if found]
+        named = list(dict.fromkeys(name for found in of_ranks for name in found))
+        names = named[:LARGEST_NUMBER_OF_NAMES]
+        return NonFiniteError(kind, value, names, ranks=ranks, losses=losses)
 
     def _means(self, totals: dict[str, torch.Tensor], micro_batches: int) -> dict[str, list[float]]:
         """Sums over micro batches to means over them and all ranks; one reduction for all."""
@@ -184,6 +208,13 @@ class TrainingEngine:
     def finish_load(self) -> None:
         """Bring the model's weights in line with the masters just written (collective)."""
         self._zero.refresh_weights()
+
+    def differing_weights(self) -> list[Difference]:
+        """Where a rank's weights are not the masters' of the ranks that own them (collective).
+
+        The same list on every rank; to be asked before an update, which makes all weights anew.
+        """
+        return differences(self._zero.flat_groups(), self._state.name, self._device)
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks and let its state go; the module stays usable."""

@@ -1,7 +1,8 @@
-"""Non-finite losses and gradients: the error, and where they come from."""
+"""Steps that are refused: the errors, and where what is not finite comes from."""
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,23 +14,57 @@ NonFiniteKind = Literal["loss", "gradient norm"]
 LARGEST_NUMBER_OF_NAMES = 5
 
 
-class NonFiniteError(NumericHealthError):
-    """A loss or gradient norm is NaN or infinite; no weight, moment or counter has changed.
+class RefusedStepError(NumericHealthError):
+    """A step whose update was not made; no weight, moment or counter of the engine has changed.
 
-    `kind` says which and `value` what it was; `names` are the first module whose output is not
-    finite (loss), or the first parameters whose gradients are not (norm; none if every gradient is
-    finite and only the sum of squares overflows).
+    `why` is a clause for people and `details` say the same to programs; `losses` (means over all
+    ranks, by name) and `grad_norm` are those that were known by then.
     """
 
-    def __init__(self, kind: NonFiniteKind, value: float, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        why: str,
+        details: Mapping[str, Any],
+        *,
+        losses: Mapping[str, list[float]],
+        grad_norm: float = math.nan,
+    ) -> None:
+        self.why = why
+        self.details = details
+        self.losses = losses
+        self.grad_norm = grad_norm
+        super().__init__(Problem("", why, "the weights are as before this step"))
+
+
+class NonFiniteError(RefusedStepError):
+    """A loss or gradient norm is NaN or infinite.
+
+    `kind` says which and `value` what it was; `names` are the first layer whose output is not
+    finite (loss) of each of `ranks`, or the first parameters whose gradients are not (norm). There
+    are none if only the sum of squares overflows, or if the model run once more is finite.
+    """
+
+    def __init__(
+        self,
+        kind: NonFiniteKind,
+        value: float,
+        names: Sequence[str],
+        *,
+        ranks: Sequence[int],
+        losses: Mapping[str, list[float]],
+    ) -> None:
         self.kind = kind
         self.value = value
         self.names = tuple(names)
-        origin = "module" if kind == "loss" else "gradients"
-        where = f" (first in {origin} {', '.join(self.names)})" if self.names else ""
-        super().__init__(
-            Problem("", f"the {kind} is {value}{where}", "the weights are as before this step")
-        )
+        self.ranks = tuple(ranks)
+        why = f"the {kind} is {value}"
+        if names:
+            why += f", first in {'layer' if kind == 'loss' else 'gradients of'} {', '.join(names)}"
+            why += f" on rank {', '.join(map(str, ranks))}"
+        figure, grad_norm = ("loss", math.nan) if kind == "loss" else ("grad_norm", value)
+        # As text: JSON has no number for it.
+        details = {"figure": figure, "value": str(value), "names": [*names], "ranks": [*ranks]}
+        super().__init__(why, details, losses=losses, grad_norm=grad_norm)
 
 
 def non_finite_names(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
@@ -49,16 +84,23 @@ def first_non_finite_module(module: nn.Module, inputs: Sequence[torch.Tensor]) -
 
     Children finish before their parents, so the first one is the innermost. Empty if the second
     run is finite (the fault was not in the data or the weights) or only `module` itself is bad.
+    A submodule with `used_rows(*inputs)` is judged by that many rows: the others hold anything.
     """
     found: list[str] = []
 
-    def watch(name: str, output: object) -> None:
-        tensors = output if isinstance(output, tuple) else (output,)
-        if not found and any(_is_bad(tensor) for tensor in tensors):
+    def watch(name: str, child: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if found:
+            return
+        used_rows = getattr(child, "used_rows", None)
+        if used_rows is not None:
+            output = output[: used_rows(*inputs)]
+        if any(_is_bad(tensor) for tensor in (output if isinstance(output, tuple) else (output,))):
             found.append(name)
 
     handles = [
-        child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
+        child.register_forward_hook(
+            lambda child, inputs, output, name=name: watch(name, child, inputs, output)
+        )
         for name, child in module.named_modules()
         if name
     ]

@@ -23,6 +23,7 @@ class FlatGroup(NamedTuple):
     weights: torch.Tensor  # in the model's dtype, whole
     master: torch.Tensor  # FP32, this rank's partition; alignment padding at the very end
     begin: int  # first element of the partition in `weights`
+    ranks: torch.distributed.ProcessGroup  # owner of the first partition, of the second, ...
 
 
 class ZeroState:
@@ -53,10 +54,17 @@ class ZeroState:
                 zero.bit16_groups_flat,
                 zero.single_partition_of_fp32_groups,
             )
-        ranks = map(torch.distributed.get_rank, zero.real_dp_process_group)
         return [
-            FlatGroup(parameters, weights, master, rank * master.numel())
-            for *_, parameters, weights, master, rank in zip(*columns, ranks, strict=True)
+            FlatGroup(
+                parameters,
+                weights,
+                master,
+                torch.distributed.get_rank(ranks) * master.numel(),
+                ranks,
+            )
+            for parameters, weights, master, ranks in zip(
+                *columns, zero.real_dp_process_group, strict=True
+            )
         ]
 
     def gradients(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:

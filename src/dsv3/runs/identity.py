@@ -12,8 +12,8 @@ HASH_DIGITS = 10
 
 # By layout-free meaning (the n-th sample and every initial weight do not depend on the ranks)
 # nothing else changes the experiment: parallelism, micro batch, evaluation, checkpoint, tracking,
-# launcher and the directories are outside, and recorded per attempt instead. So are the strengths
-# published for a model: what a run trains with is in `balance`.
+# launcher, alarms and the directories are outside, and recorded per attempt instead. So are the
+# strengths published for a model: what a run trains with is in `balance`.
 _INCLUDED: dict[str, Any] = {
     "seed": True,
     "run": {"tag"},
@@ -24,6 +24,14 @@ _INCLUDED: dict[str, Any] = {
     "mtp": True,
     "data": True,
     "optimizer": True,
+    "health": {  # what decides whether an update is made
+        "on_non_finite",
+        "on_spike",
+        "spike_window_steps",
+        "spike_deviations",
+        "largest_skips",
+        "largest_rollbacks",
+    },
 }
 _EXCLUDED: dict[str, Any] = {
     "model": {"balance_strengths"},

@@ -101,6 +101,11 @@ class Alarms:
         self._window, self._steps = None, 0
         return self._judge(step, window) if is_complete else []
 
+    def skip(self, step: int) -> None:
+        """Take note that `step` had no update, so that its window is not judged."""
+        if step % self._health.window_steps == 0:
+            self._window, self._steps = None, 0
+
     def state(self) -> JsonObject:
         """JSON for the checkpoint: the sums of the window so far, and the alarms that are on."""
         return {

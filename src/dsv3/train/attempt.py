@@ -24,6 +24,7 @@ from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.digests import Digests, StepDigests
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.loop import Trainer, train_to_end
+from dsv3.train.policies import Policies
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
@@ -116,6 +117,7 @@ def _train(
         position=position,
         alarms=Alarms(config.health, layers, None if state is None else state["alarms"]),
         digests=digests,
+        policies=Policies(config.health, None if state is None else state["policies"]),
     )
     try:
         evaluation = train_to_end(trainer)

@@ -216,3 +216,20 @@ class Checkpoints:
 
     def _has_saved(self) -> bool:
         return any(line["event"] == "checkpoint" for line in read_lines(self._run.events_path))
+
+    def roll_back(self, engine: TrainingEngine) -> Resumed:
+        """Load the newest checkpoint that is good to the last byte, as it is on the disk now.
+
+        For when no save is under way. Raises CheckpointError if there is none.
+        """
+        assert self._saver.step is None, "a save is under way"
+        self._store.forget()
+        search = self._store.find_newest()
+        skipped = [Problem(str(path), reason) for path, reason in search.skipped]
+        if search.checkpoint is None:
+            nothing = Problem(str(self._run.checkpoints), "holds no checkpoint to go back to")
+            raise CheckpointError([nothing, *skipped])
+        self._load(search.checkpoint, engine)
+        self._newest, self._saved_step = str(search.checkpoint.path), search.checkpoint.step
+        state = search.checkpoint.state
+        return Resumed(Position.from_state(state["position"]), state, list(map(str, skipped)))

@@ -1,8 +1,9 @@
-"""What a non-finite loss or norm says to its user: what, when, where, and how to go on."""
+"""What a step that is not sound says to its user: what, when, where, and how to go on."""
 
 import math
 
-from dsv3.engine.health import NonFiniteError
+from dsv3.engine.engine import TrainingEngine
+from dsv3.engine.health import RefusedStepError
 from dsv3.errors import NumericHealthError, Problem
 from dsv3.train.position import Position
 
@@ -19,11 +20,22 @@ def refuse_non_finite_loss(loss: float, position: Position, last_good: str | Non
         raise _stopped(position.step, f"the validation loss is {loss}; {_good(last_good)}")
 
 
-def stopped_by(error: NonFiniteError, step: int, last_good: str | None) -> NumericHealthError:
-    """The engine's finding, with the step it would have been and the last good checkpoint."""
-    origin = "layer" if error.kind == "loss" else "gradients of"
-    where = f", first in {origin} {', '.join(error.names)}" if error.names else ""
-    found = f"the {error.kind} is {error.value}{where}"
+def refuse_different_replicas(engine: TrainingEngine, step: int, last_good: str | None) -> None:
+    """Raise NumericHealthError on all ranks if the weights of one are not the owners' masters."""
+    found = engine.differing_weights()
+    if found:
+        rule = "; ".join(map(str, found))
+        remedy = "check the memory of that machine, and ask for the run again"
+        raise NumericHealthError(
+            Problem(f"step {step}", f"{rule}; nothing was saved, and {_good(last_good)}", remedy)
+        )
+
+
+def stopped_by(
+    refused: RefusedStepError, step: int, last_good: str | None, *, also: str = ""
+) -> NumericHealthError:
+    """The finding, with the step it would have been and the last good checkpoint."""
+    found = f"{refused.why}{also}"
     return _stopped(step, f"{found}; the update was not applied, and {_good(last_good)}")
 
 

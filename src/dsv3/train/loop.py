@@ -10,23 +10,25 @@ from torch import Tensor
 from dsv3.config.root import RunConfig
 from dsv3.data.loader import read_batch
 from dsv3.data.samples import TrainingSamples, ValidationSample
-from dsv3.engine.engine import TrainingEngine
-from dsv3.engine.health import NonFiniteError
+from dsv3.engine.engine import StepResult, TrainingEngine
+from dsv3.engine.health import RefusedStepError
 from dsv3.model.moe import MoE
 from dsv3.model.transformer import Transformer
 from dsv3.plan.scheduled import in_force
 from dsv3.runs.directory import RunDirectory
 from dsv3.train.alarms import Alarms
 from dsv3.train.balancing import count_batch, keep_for_next_step, update_biases
-from dsv3.train.checkpointing import Checkpoints
+from dsv3.train.checkpointing import Checkpoints, Resumed
 from dsv3.train.digests import Digests
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
-from dsv3.train.health import refuse_non_finite_loss, stopped_by
+from dsv3.train.health import refuse_different_replicas, refuse_non_finite_loss
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.load import load_record, take_load
+from dsv3.train.policies import Policies
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
+from dsv3.train.refusal import refuse, without_update
 from dsv3.train.reporter import Record, Reports
 from dsv3.train.signals import StopRequest, stopped_by_signal
 
@@ -51,6 +53,7 @@ class Trainer:
     position: Position
     alarms: Alarms
     digests: Digests
+    policies: Policies
 
     @property
     def done(self) -> bool:
@@ -59,16 +62,24 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What goes on across checkpoints beside position, tensors and random streams: JSON."""
-        return {"alarms": self.alarms.state()}
+        return {"alarms": self.alarms.state(), "policies": self.policies.state()}
+
+    def restore(self, resumed: Resumed) -> None:
+        """Go on from a checkpoint that was just loaded; `policies` remembers more than that."""
+        assert resumed.state is not None
+        self.position = resumed.position
+        self.alarms = Alarms(self.config.health, self.layers, resumed.state["alarms"])
 
 
 def train_to_end(trainer: Trainer) -> Evaluation:
     """Train from the current position to the end; returns the final evaluation.
 
-    Raises NumericHealthError before a non-finite update, SavedForRequeueError or
+    Raises NumericHealthError where `health` has it stop, SavedForRequeueError or
     InterruptedError_ after a stop signal, with everything saved.
     """
     every_steps = trainer.config.evaluation.every_steps
+    if trainer.config.health.rolls_back and trainer.position.step == 0:
+        _save(trainer)  # where a bad step before the first checkpoint goes back to
     while not trainer.done:
         _between_steps(trainer)
         line = train_step(trainer)
@@ -88,43 +99,65 @@ def train_to_end(trainer: Trainer) -> Evaluation:
 
 
 def train_step(trainer: Trainer) -> Record:
-    """One optimizer step over the global batch; returns its line for metrics.jsonl."""
+    """One step over the global batch; returns its line for metrics.jsonl.
+
+    Without an update if the step is refused and `health` says to skip it, or if it is one to leave
+    out. If it says to roll back, the step is the first one after the checkpoint.
+    """
     began_s = time.monotonic()
-    schedule, layers = trainer.config.schedule, trainer.layers
     # The step that brings the run to t1 tokens uses every curve at t1: step 1 of a warm-up moves.
-    before, after = trainer.position, trainer.position.after_step(schedule)
+    before, after = trainer.position, trainer.position.after_step(trainer.config.schedule)
     values = in_force(trainer.config, tokens_before=before.tokens, tokens_after=after.tokens)
-    micro_batches = _micro_batches(trainer, values.get("mtp_loss_coeff", 0.0))
-    balance = trainer.config.balance
-    count_batch(trainer.model, layers, micro_batches, balance, trainer.ranks)
     try:
-        beat = trainer.heartbeat.beat
-        result = trainer.engine.train_step(micro_batches, lr=values["lr"], on_micro_batch=beat)
-    except NonFiniteError as error:
-        # What an earlier step did to the weights, a save under way knows.
-        trainer.checkpoints.collect(trainer.reporter)
-        raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
+        left_out = after.step in trainer.policies.left_out_steps
+        figures = without_update(trainer) if left_out else _update(trainer, after.step, values)
+    except RefusedStepError as refused:
+        remaining = refuse(trainer, refused)
+        if remaining is None:
+            return train_step(trainer)
+        figures = remaining
+    trainer.position = after
+    tokens_per_second = (after.tokens - before.tokens) / (time.monotonic() - began_s)
+    line = {"step": after.step, "tokens": after.tokens, "tokens_per_second": tokens_per_second}
+    return line | {"checkpoint_stall_s": trainer.checkpoints.take_stall()} | values | figures
+
+
+def _update(trainer: Trainer, step: int, values: dict[str, float]) -> Record:
+    """Train on the global batch; the figures of it. Raises RefusedStepError, and nothing was."""
+    layers, balance = trainer.layers, trainer.config.balance
+    micro_batches = _micro_batches(trainer, values.get("mtp_loss_coeff", 0.0))
+    count_batch(trainer.model, layers, micro_batches, balance, trainer.ranks)
+    result = trainer.engine.train_step(
+        micro_batches,
+        lr=values["lr"],
+        on_micro_batch=trainer.heartbeat.beat,
+        before_update=lambda result: _before_update(trainer, step, result),
+    )
     load = take_load(layers, trainer.ranks)
     trainer.digests.take(micro_batches, load)
     update_biases(layers, load, balance, gamma=values["bias_update_speed"])
     keep_for_next_step(layers, load, balance)
-    trainer.position = after
     of_load = load_record(load, layers)
-    for alarm in trainer.alarms.after_step(after.step, load):
+    for alarm in trainer.alarms.after_step(step, load):
         trainer.reporter.alarm(alarm)
     return {
-        "step": after.step,
-        "tokens": after.tokens,
         "loss": result.losses["lm"][0],
         "objective": result.loss,
         "balance_loss": result.losses["balance"][0],
         "mtp_loss": result.losses["mtp"],
-        **values,
         "grad_norm": result.grad_norm,
-        "tokens_per_second": (after.tokens - before.tokens) / (time.monotonic() - began_s),
-        "checkpoint_stall_s": trainer.checkpoints.take_stall(),
         **of_load,
     }
+
+
+def _before_update(trainer: Trainer, step: int, result: StepResult) -> None:
+    """Check replicas if it is time to, before the update makes them anew; judge the figures."""
+    every_steps = trainer.config.health.replica_check_steps
+    if every_steps is not None and step % every_steps == 0:
+        refuse_different_replicas(trainer.engine, step, trainer.checkpoints.newest)
+    for spike in trainer.policies.judge(result):
+        trainer.reporter.event("spike", step=step, **spike._asdict())
+        trainer.reporter.note(f"step {step}: spike: {spike}")
 
 
 def evaluate_now(trainer: Trainer) -> Evaluation:
@@ -181,5 +214,7 @@ def _between_steps(trainer: Trainer) -> None:
 
 def _save(trainer: Trainer, *, wait: bool = False) -> None:
     engine, position, reporter = trainer.engine, trainer.position, trainer.reporter
+    if trainer.config.health.replica_check_steps is not None:
+        refuse_different_replicas(engine, position.step, trainer.checkpoints.newest)
     with trainer.heartbeat.phase("saving", trainer.config.run.storage_timeout):
         trainer.checkpoints.save(engine, position, trainer.state(), reporter, wait=wait)

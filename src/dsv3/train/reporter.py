@@ -40,6 +40,9 @@ class Reports:
     def note(self, text: str) -> None:
         """Show a line to whoever watches."""
 
+    def roll_back(self, to_step: int) -> None:
+        """Forget the lines of the steps after `to_step`: these will be done again."""
+
     def sync(self) -> None:
         """Have all lines so far on the disk."""
 
@@ -58,16 +61,15 @@ class Reporter(Reports):
     def __init__(
         self, run: RunDirectory, config: RunConfig, *, done_steps: int, quiet: bool
     ) -> None:
-        total_steps = config.schedule.num_steps
-        ended = done_steps == total_steps
-
-        def log(path: Path) -> MetricsLog:
-            return MetricsLog(path, last_step=done_steps, ended=ended, patience=PATIENCE)
-
-        self._metrics = log(run.metrics_path)
-        self._digests = log(run.digests_path) if config.run.digests else None
+        self._total_steps = config.schedule.num_steps
+        self._metrics = self._log_of_steps(run.metrics_path, done_steps)
+        self._digests: MetricsLog | None = None
+        if config.run.digests:
+            self._digests = self._log_of_steps(run.digests_path, done_steps)
         self._events = EventLog(run.events_path, patience=PATIENCE)
-        self._presenter = open_console(total_steps=total_steps, done_steps=done_steps, quiet=quiet)
+        self._presenter = open_console(
+            total_steps=self._total_steps, done_steps=done_steps, quiet=quiet
+        )
         self._mirror = open_mirror(
             config,
             run_id=run.id,
@@ -108,6 +110,14 @@ class Reporter(Reports):
         if alarm.begins:
             self.note(str(alarm))
 
+    def roll_back(self, to_step: int) -> None:
+        """Cut the lines of the steps after `to_step`; events and mirrors keep what they have."""
+        for log in self._logs_of_steps():
+            log.close()
+        self._metrics = self._log_of_steps(self._metrics.path, to_step)
+        if self._digests is not None:
+            self._digests = self._log_of_steps(self._digests.path, to_step)
+
     def sync(self) -> None:
         """Have all lines so far on the disk; before a checkpoint, which counts on them.
 
@@ -128,6 +138,10 @@ class Reporter(Reports):
             self.event("mirror_incomplete", lost=report.lost, failed=report.failed)
         for log in (*self._logs_of_steps(), self._events):
             log.close()
+
+    def _log_of_steps(self, path: Path, last_step: int) -> MetricsLog:
+        ended = last_step == self._total_steps
+        return MetricsLog(path, last_step=last_step, ended=ended, patience=PATIENCE)
 
     def _logs_of_steps(self) -> list[MetricsLog]:
         return [self._metrics] if self._digests is None else [self._metrics, self._digests]

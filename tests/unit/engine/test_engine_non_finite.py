@@ -122,6 +122,28 @@ def test_looking_for_the_module_counts_no_tokens_and_keeps_the_mode(net, batches
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_rows_that_nobody_wrote_are_not_blamed():
+    class Padded(torch.nn.Module):
+        def forward(self, rows, used):
+            return torch.cat([rows, torch.full((3,), math.nan)])
+
+        def used_rows(self, rows, used):
+            return int(used)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.padded = Padded()
+            self.after = torch.nn.Identity()
+
+        def forward(self, rows, used):
+            return self.after(self.padded(rows, used)[: int(used)]).sum()
+
+    rows, used = torch.tensor([1.0, 2.0]), torch.tensor(2)
+    assert first_non_finite_module(Model(), (rows, used)) == []
+    assert first_non_finite_module(Model(), (rows * math.nan, used)) == ["padded"]
+
+
 def test_only_a_few_names_are_listed():
     tensors = [(str(n), torch.tensor([0.0, math.nan if n % 2 else 0.0])) for n in range(40)]
     assert non_finite_names(tensors) == ["1", "3", "5", "7", "9"]

@@ -37,6 +37,8 @@ data.source data.path data.tokenizer data.tokenizer_vocab_size data.max_bytes
 data.validation_fraction data.domain_shares
 optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.gradient_clipping
 optimizer.moment_dtype
+health.on_non_finite health.on_spike health.spike_window_steps health.spike_deviations
+health.largest_skips health.largest_rollbacks
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
@@ -49,6 +51,7 @@ model.balance_strengths.bias_update_speed model.balance_strengths.sequence
 model.balance_strengths.device model.balance_strengths.communication
 evaluation.every_steps evaluation.sequences
 health.window_steps health.lowest_load_entropy health.largest_bias_spread health.largest_saturation
+health.replica_check_steps
 checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.every_steps
 launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile

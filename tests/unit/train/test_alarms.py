@@ -8,21 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3.config.health import HealthConfig
+from dsv3.config.compose import compose
 from dsv3.train.alarms import RULES, Alarm, Alarms
 from dsv3.train.load import take_load
 from unit.train.fake_layers import layer, model_of
 
 EXPERTS = 4
+SHIPPED = compose([]).config.health
 
 
 def health(window_steps=5, entropy=0.5, spread=1.0, saturation=0.9):
-    return HealthConfig(
-        window_steps=window_steps,
-        lowest_load_entropy=entropy,
-        largest_bias_spread=spread,
-        largest_saturation=saturation,
-    )
+    limits = {
+        "window_steps": window_steps,
+        "lowest_load_entropy": entropy,
+        "largest_bias_spread": spread,
+        "largest_saturation": saturation,
+    }
+    return SHIPPED.model_copy(update=limits)
 
 
 class Run:

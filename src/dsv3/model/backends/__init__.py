@@ -24,7 +24,8 @@ class Backend(Protocol):
         """Networks of the local experts: (rows_RD, row_weights_R, rows_per_expert_e) -> rows_RD.
 
         Rows come sorted by expert; each goes through its expert's network and is scaled by its
-        weight. Holds `gate_up_proj` [e, 2F, D] and `down_proj` [e, D, F].
+        weight. Holds `gate_up_proj` [e, 2F, D] and `down_proj` [e, D, F]. `used_rows` of the same
+        arguments says how many rows of the output mean something: those beyond may be anything.
         """
         ...
 

@@ -61,3 +61,8 @@ class TorchExperts(nn.Module):
         return grouped_mlp(
             rows_RD, row_weights_R, rows_per_expert_e, self.gate_up_proj, self.down_proj
         )
+
+    @staticmethod
+    def used_rows(_rows_RD: Tensor, _row_weights_R: Tensor, rows_per_expert_e: Tensor) -> int:
+        """Rows of the output that were written, for who looks at its values."""
+        return int(rows_per_expert_e.sum())

@@ -65,6 +65,7 @@ class Fault:
 def watch() -> None:
     """Look at everything from now on."""
     faults = [Fault(**f) for f in json.loads(os.environ["FAULT"]) if f.pop("rank") == RANK]
+
     def see(moment: str) -> None:
         for fault in faults:
             fault.see(moment)

@@ -199,7 +199,7 @@ def test_ctrl_c_twice_in_a_terminal(text, tmp_path):
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(tmp_path)
-        os.execv(sys.executable, [*DSV3, "train", *run])  # noqa: S606
+        os.execv(sys.executable, [*DSV3, "train", *run])
     shown, lines, sent = b"", 0, 0
     deadline = time.monotonic() + ENDS_S
     while True:

@@ -73,7 +73,7 @@ class Server:
 
 def attach(pid: int, inject: str, log: str) -> subprocess.Popen[str]:
     """A tracer of `pid`, which it has in hand when this returns."""
-    quiet = ["-e", "signal=none", "-e", f"trace={inject.split(':')[0]}"]
+    quiet = ["-e", "signal=none", "-e", f"trace={inject.split(':', maxsplit=1)[0]}"]
     tracer = subprocess.Popen(
         ["strace", "-f", "-p", str(pid), *quiet, "-e", f"inject={inject}"]
         + (["-o", log] if log != "none" else []),
@@ -127,9 +127,7 @@ def killer(kind: str, server: Server) -> Point:
 
     def by_strace(action: str, directory: Path, call: str, number: int) -> int:
         # Counted for each name on its own; one C library uses one of them.
-        return server.act(
-            action, directory, inject=f"{CALLS[call]}:signal=KILL:when={number}"
-        )
+        return server.act(action, directory, inject=f"{CALLS[call]}:signal=KILL:when={number}")
 
     def by_shim(action: str, directory: Path, call: str, number: int) -> int:
         return server.act(action, directory, shim=f"{call}:{number}")

@@ -1,9 +1,8 @@
-"""Damage of two ranks' checkpoints: cut, flipped, mixed, half there; the good one before is used."""
+"""Two ranks' checkpoints cut, flipped, mixed, half there: the good one before is used."""
 
 import os
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 

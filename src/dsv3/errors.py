@@ -54,8 +54,9 @@ class Dsv3Error(Exception):
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Dsv3Error":
-        """The error that `record` was made of, to be raised in this process."""
-        error = Dsv3Error([Problem(**problem) for problem in record["problems"]])
+        """The error that `record` was made of, of its own class, to be raised in this process."""
+        kind = _by_id(Dsv3Error).get(record["id"], Dsv3Error)
+        error = kind([Problem(**problem) for problem in record["problems"]])
         error.id, error.exit_code = record["id"], record["exit_code"]
         return error
 
@@ -127,3 +128,11 @@ class InterruptedError_(Dsv3Error):  # noqa: N801, N818 - the builtin Interrupte
 
     exit_code = 130
     id = "interrupted"
+
+
+def _by_id(base: type[Dsv3Error]) -> dict[str, type[Dsv3Error]]:
+    """The error classes below `base` by id; of those that share one, the most general."""
+    found: dict[str, type[Dsv3Error]] = {}
+    for kind in base.__subclasses__():
+        found |= _by_id(kind) | {kind.id: kind}
+    return found

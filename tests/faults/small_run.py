@@ -26,6 +26,7 @@ OVERRIDES = [
     "launcher.threads_per_rank=1",
     "data=jsonl",
 ]
+CLOCKED = ("tokens_per_second", "checkpoint_stall_s")
 TOKENS_PER_STEP = 32 * 4
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota")
 
@@ -50,7 +51,7 @@ def overrides(text: Path, *, steps: int, **values: object) -> list[str]:
 def metrics(run: Path) -> list[dict[str, object]]:
     """The lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCKED} for line in lines]
 
 
 def tensors(checkpoint: Path) -> dict[str, bytes]:

@@ -266,7 +266,8 @@ def test_weights_that_are_not_finite_are_never_saved(text, tmp_path, ask):
     code, err, _ = ask(*run)
     assert code == 5
     [directory] = tmp_path.iterdir()
-    assert "step 1: not finite after the update: master/model." in err
+    assert "step 1: master/model." in err
+    assert " is not finite after the update" in err
     assert "nothing was saved, and there is no checkpoint yet" in err
     assert checkpoints(directory) == []
     assert (directory / "FAILED").exists()
@@ -288,17 +289,19 @@ def test_an_evaluation_that_is_not_finite_is_a_failure(text, tmp_path, ask, monk
 FULL = """
 mount -t tmpfs -o size={size} none runs || exit 99
 {dsv3} train {words}; echo $?
+grep -o 'checkpoint_failed", "step": [0-9]*' runs/*/events.jsonl
+wc -l < $(echo runs/*/metrics.jsonl)
 mount -o remount,size=16m runs && {dsv3} train {words}; echo $?
 """
 
 
-def test_a_disk_that_fills_costs_no_more_than_the_steps_since_the_checkpoint(text, tmp_path):
+def test_a_disk_that_fills_costs_the_saves_and_nothing_else(text, tmp_path):
     """A real file system, too small for the second checkpoint, then large enough."""
     if shutil.which("unshare") is None:
         pytest.skip("unshare(1) is not installed")
     (tmp_path / "runs").mkdir()
     run = words(text, Path("runs"))
-    script = FULL.format(size="1200k", dsv3=f"{sys.executable} -m dsv3", words=" ".join(run))
+    script = FULL.format(size="2200k", dsv3=f"{sys.executable} -m dsv3", words=" ".join(run))
     process = subprocess.run(
         ["unshare", "-rm", "bash", "-c", script],
         cwd=tmp_path,
@@ -308,10 +311,16 @@ def test_a_disk_that_fills_costs_no_more_than_the_steps_since_the_checkpoint(tex
     )
     if "unshare failed" in process.stderr or process.returncode == 99:
         pytest.skip(f"no mounts of our own here: {process.stderr}")
-    assert process.stdout.splitlines()[0] == "3", process.stderr
-    assert process.stdout.splitlines()[-1] == "0", process.stderr
-    assert "/checkpoints/step-8: was not saved: no space left on device" in process.stderr
+    code, *failed, lines = process.stdout.splitlines()[:4]
+    assert code == "3", process.stderr
+    assert failed == [f'checkpoint_failed", "step": {step}' for step in (8, 12)]
+    assert lines == "13", "every step was trained and evaluated"
+    without = "training goes on without a checkpoint: "
+    said = "/checkpoints/step-8: was not saved: no space left on device"
+    assert said in process.stderr.partition(without)[2]
+    assert "/checkpoints/step-12: was not saved: no space left on device" in process.stderr
     assert "make room and ask for the same run again" in process.stderr
+    assert process.stdout.splitlines()[-1] == "0", process.stderr
     assert "/checkpoints/step-4\n" in process.stderr.partition("going on from ")[2]
     assert "Traceback" not in process.stderr
 
@@ -365,7 +374,7 @@ def test_a_failure_that_cannot_be_written_down_is_told_all_the_same(
     code, err, _ = ask(*words(text, tmp_path, schedule__lr=3e38, checkpoint__every_steps=1))
     assert code == 5
     assert "FAILED: no space left on device" in err
-    assert "error[numeric]: step 1: not finite" in err
+    assert "error[numeric]: step 1: master/model." in err
 
 
 # Sweeps -------------------------------------------------------------------------------------------

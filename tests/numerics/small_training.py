@@ -75,7 +75,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "samples": samples,
             "validation": validation,
             "position": Position(),
-            "checkpoints": SimpleNamespace(newest=None),
+            "checkpoints": SimpleNamespace(newest=None, take_stall=lambda: 0.0),
             "reporter": SimpleNamespace(evaluation=lambda line: None),
             "stop": SimpleNamespace(requested=False),
             "alarms": SimpleNamespace(after_step=lambda step, load: []),

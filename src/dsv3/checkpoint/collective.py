@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dsv3.errors import CapacityError, CheckpointError, Dsv3Error
+from dsv3.errors import CapacityError, CheckpointError, Dsv3Error, Problem
 
 Json = Any  # None, bool, int, float, str, list and dict with string keys, nested
 
@@ -20,7 +20,13 @@ class Collective(Protocol):
         """How many there are."""
 
     def all_gather(self, value: Json) -> list[Json]:
-        """Return every rank's value, in the order of the ranks (collective)."""
+        """Return every rank's value, in the order of the ranks (collective).
+
+        Every rank receives as much as the largest value times the ranks: for small ones.
+        """
+
+    def broadcast(self, value: Json) -> Json:
+        """Return rank 0's value on every rank (collective)."""
 
 
 class Solo:
@@ -33,12 +39,16 @@ class Solo:
         """Return the value in a list."""
         return [value]
 
+    def broadcast(self, value: Json) -> Json:
+        """Return the value."""
+        return value
+
 
 def together(collective: Collective, action: Callable[[], Json]) -> list[Json]:
     """Run `action` on every rank and return all results; if it fails on one, all ranks raise.
 
     Raises this rank's own error, or for the failure of another one the same kind of error with that
-    rank's message.
+    rank's problems.
     """
     error: Exception | None = None
     value: Json = None
@@ -46,22 +56,30 @@ def together(collective: Collective, action: Callable[[], Json]) -> list[Json]:
         value = action()
     except Exception as caught:  # noqa: BLE001 - every rank must reach the exchange; raised below
         error = caught
-    report = {"value": value, "error": None if error is None else _describe(error)}
+    report = {"value": value, "error": None if error is None else _named(error).record()}
     reports = collective.all_gather(report)
     if error is not None:
         raise error
     for rank, other in enumerate(reports):
         if other["error"] is not None:
-            kind = CapacityError if other["error"]["capacity"] else CheckpointError
-            raise kind(f"rank {rank}: {other['error']['message']}")
+            raise _of_rank(rank, Dsv3Error.from_record(other["error"]))
     return [other["value"] for other in reports]
 
 
 def on_first(collective: Collective, action: Callable[[], Json]) -> Json:
     """Run `action` on rank 0 only and return its result on every rank; all raise if it fails."""
-    return together(collective, lambda: action() if collective.rank == 0 else None)[0]
+    results: list[Json] = []
+    together(collective, lambda: results.append(action()) if collective.rank == 0 else None)
+    return collective.broadcast(results[0] if results else None)
 
 
-def _describe(error: Exception) -> dict[str, Json]:
-    message = str(error) if isinstance(error, Dsv3Error | OSError) else repr(error)
-    return {"message": message, "capacity": isinstance(error, CapacityError | OSError)}
+def _named(error: Exception) -> Dsv3Error:
+    if isinstance(error, Dsv3Error):
+        return error
+    return CapacityError(str(error)) if isinstance(error, OSError) else CheckpointError(repr(error))
+
+
+def _of_rank(rank: int, error: Dsv3Error) -> Dsv3Error:
+    first, *rest = error.problems
+    said = f"{first.setting}: {first.rule}" if first.setting else first.rule
+    return type(error)([Problem(f"rank {rank}", said, first.remedy), *rest])

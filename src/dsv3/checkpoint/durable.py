@@ -1,5 +1,6 @@
 """Files of a checkpoint, hashed on their way, and directories that appear and go in one piece."""
 
+import errno
 import hashlib
 import os
 import re
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from dsv3.files import Chunk, sync_directory, write_synced
 
 READ_BYTES = 1 << 22
+SPARE_BYTES = 1 << 20
+"""What a checkpoint leaves free: its own manifests and the lines of the run."""
 
 STEP_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 # A checkpoint on its way in, one moved aside for its successor, one on its way out.
@@ -65,9 +68,16 @@ def file_size(path: Path) -> int:
     return path.lstat().st_size
 
 
-def create_temporary(directory: Path, name: str) -> Path:
-    """Create the directory that becomes `directory/name`."""
+def create_temporary(directory: Path, name: str, *, wanted: int = 0) -> Path:
+    """Create the directory that becomes `directory/name`, where `wanted` bytes have room.
+
+    Raises OSError. That there is no room is known before the first byte: a save that fills the disk
+    would take the run's logs with it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    system = os.statvfs(directory)
+    if system.f_bavail * system.f_frsize < wanted + SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     temporary = _aside(directory / name, "writing")
     temporary.mkdir()
     return temporary

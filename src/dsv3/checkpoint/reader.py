@@ -1,10 +1,11 @@
 """Opening, verifying and describing checkpoints. Free of torch."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from dsv3.checkpoint.collective import Collective, Json, together
 from dsv3.checkpoint.durable import STEP_NAME
@@ -22,6 +23,7 @@ from dsv3.checkpoint.manifest import (
     require_hash,
     require_size,
     require_tiling,
+    validated,
 )
 from dsv3.errors import CheckpointError, Problem
 
@@ -45,6 +47,18 @@ class Checkpoint:
     path: Path
     root: RootManifest
     parts: tuple[PartManifest, ...]
+
+    def record(self) -> dict[str, Json]:
+        """What was read to open it, for the ranks that did not."""
+        parts = [part.model_dump(mode="json") for part in self.parts]
+        return {"root": self.root.model_dump(mode="json"), "parts": parts}
+
+    @classmethod
+    def from_record(cls, path: Path, record: dict[str, Json]) -> Self:
+        """The inverse of `record`."""
+        root = validated(RootManifest, json.dumps(record["root"]).encode(), path)
+        parts = (validated(PartManifest, json.dumps(p).encode(), path) for p in record["parts"])
+        return cls(path, root, tuple(parts))
 
     @property
     def step(self) -> int:
@@ -87,15 +101,28 @@ class Checkpoint:
 
         The error is a table, a line for each tensor that is missing, unknown or different.
         """
-        encoded = {key: [list(spec.shape), spec.dtype] for key, spec in expected.items()}
-        union: dict[str, TensorSpec] = {}
-        for table in collective.all_gather(encoded):
-            union |= {key: TensorSpec(tuple(shape), dtype) for key, (shape, dtype) in table.items()}
         found = self.specs()
+        keys = sorted(found)
+        here = [key for key in expected if found.get(key) != expected[key]]
+        known = [str(int(key in expected)) for key in keys]
+        # What a rank knows of the checkpoint's tensors travels as a bit each, not as their names.
+        reports = collective.all_gather(
+            {
+                "bits": hex(int("0" + "".join(known), 2)),
+                "other": {key: [list(expected[key].shape), expected[key].dtype] for key in here},
+            }
+        )
+        bits = 0
+        wanted: dict[str, TensorSpec | None] = {}
+        for report in reports:
+            bits |= int(report["bits"], 16)
+            for key, (shape, dtype) in report["other"].items():
+                wanted[key] = TensorSpec(tuple(shape), dtype)
+        expected_by_none = f"{bits:0{len(keys)}b}" if keys else ""
+        wanted |= {key: None for key, bit in zip(keys, expected_by_none, strict=True) if bit == "0"}
         problems = [
-            Problem(key, f"expected {union.get(key, 'nothing')}, found {found.get(key, 'nothing')}")
-            for key in sorted(union.keys() | found.keys())
-            if union.get(key) != found.get(key)
+            Problem(key, f"expected {spec or 'nothing'}, found {found.get(key, 'nothing')}")
+            for key, spec in sorted(wanted.items())
         ]
         if not problems:
             return

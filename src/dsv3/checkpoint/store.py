@@ -1,6 +1,6 @@
 """The checkpoints of one run: save, find the newest good one, load it, keep a few."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,11 +55,14 @@ class CheckpointStore:
         layout: dict[str, Json],
         state: dict[str, Json],
         rank_state: dict[str, Json],
+        before_publish: Callable[[], None] = lambda: None,
     ) -> Path:
         """Write `step-N` from every rank's fragments (collective), replacing one of that step.
 
-        `state` is JSON of the run (rank 0's counts), `rank_state` JSON of this rank. Raises
-        CapacityError if the storage fails; the older checkpoints are as they were.
+        `state` is JSON of the run (rank 0's counts), `rank_state` JSON of this rank.
+        `before_publish` is called on rank 0 when all else is on the disk. Raises CapacityError if
+        the storage fails, NumericHealthError if a fragment is not finite; the older checkpoints are
+        as they were.
         """
         path = write_checkpoint(
             self.directory,
@@ -68,6 +71,7 @@ class CheckpointStore:
             state=state,
             rank_state=rank_state,
             collective=self._collective,
+            before_publish=before_publish,
         )
         self._verified.add(path)
         return path
@@ -142,9 +146,20 @@ class CheckpointStore:
         return [self.directory / name for name in names]
 
     def _open(self, path: Path) -> Checkpoint:
-        opened: list[Checkpoint] = []
-        together(self._collective, lambda: opened.append(open_checkpoint(path, self._identity)))
-        return opened[0]
+        """Open on rank 0 and tell the others: of N ranks, each would read N manifests."""
+
+        def opened() -> Json:
+            try:
+                return open_checkpoint(path, self._identity).record()
+            except CheckpointError as error:
+                foreign = isinstance(error, ForeignCheckpointError)
+                return {"refused": str(error), "foreign": foreign}
+
+        found = on_first(self._collective, opened)
+        if "refused" in found:
+            kind = ForeignCheckpointError if found["foreign"] else CheckpointError
+            raise kind(found["refused"])
+        return Checkpoint.from_record(path, found)
 
     def _verify(self, checkpoint: Checkpoint) -> None:
         if checkpoint.path not in self._verified:

@@ -5,16 +5,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from dsv3.checkpoint.manifest import DtypeName, TensorRecord, part_names
 from dsv3.checkpoint.reader import Checkpoint, TensorSpec
 from dsv3.checkpoint.writer import Entry
-from dsv3.errors import CheckpointError
+from dsv3.errors import CheckpointError, NumericHealthError
 from dsv3.files import Chunk
 
 CHUNK_ELEMENTS = 1 << 22  # bounds what is held in memory beside the tensors themselves
+_BF16_EXPONENT = 0x7F80
 
 DTYPE_NAMES: dict[torch.dtype, DtypeName] = {
     torch.float64: "F64",
@@ -55,9 +57,13 @@ class Fragment(Protocol):
 
 
 def entries(fragments: Iterable[Fragment]) -> list[Entry]:
-    """What this rank writes, in the order given."""
+    """What this rank writes, in the order given.
+
+    Taking the chunks raises NumericHealthError at the first that is not finite: no run could go on
+    from it.
+    """
     return [
-        Entry(fragment.key, _record(fragment), _chunks(fragment.data))
+        Entry(fragment.key, _record(fragment), _chunks(fragment.key, fragment.data))
         for fragment in fragments
         if fragment.saved_here
     ]
@@ -151,7 +157,23 @@ def _record(fragment: Fragment) -> TensorRecord:
     )
 
 
-def _chunks(data: torch.Tensor) -> Iterator[Chunk]:
+def _chunks(key: str, data: torch.Tensor) -> Iterator[Chunk]:
     assert data.ndim == 1 and data.is_contiguous(), f"{data.shape=} {data.stride()=}"
     for chunk in torch.split(data.detach(), CHUNK_ELEMENTS):
-        yield chunk.cpu().view(torch.uint8).numpy().data
+        here = chunk.cpu()
+        if not _is_finite(here):
+            raise NumericHealthError(f"{key} is not finite")
+        yield here.view(torch.uint8).numpy().data
+
+
+def _is_finite(chunk: torch.Tensor) -> bool:
+    """Whether no element is a NaN or an infinity; by numpy, whose only thread is the caller's.
+
+    Torch would start a team of threads for whoever saves, beside the one that trains.
+    """
+    if not chunk.is_floating_point():
+        return True
+    if chunk.dtype is torch.bfloat16:  # all ones in the exponent
+        bits = chunk.view(torch.int16).numpy()
+        return not bool(((bits & _BF16_EXPONENT) == _BF16_EXPONENT).any())
+    return bool(np.isfinite(chunk.numpy()).all())

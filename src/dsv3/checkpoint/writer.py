@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,22 +68,30 @@ def write_checkpoint(
     state: dict[str, Json],
     rank_state: dict[str, Json],
     collective: Collective,
+    before_publish: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write `directory/step-N` (collective); it appears complete or not at all.
 
-    `state` is rank 0's, `rank_state` every rank's own. Raises on every rank: CapacityError if the
-    storage fails, CheckpointError if the fragments do not tile their tensors. Then nothing is left
-    behind and older checkpoints are as they were.
+    `state` is rank 0's, `rank_state` every rank's own; `before_publish` is called on rank 0 when
+    all else is on the disk. Raises on every rank: CapacityError if the storage fails,
+    CheckpointError if the fragments do not tile their tensors. Then nothing is left behind and
+    older checkpoints are as they were.
     """
     final = directory / f"step-{header.step}"
     temporary: Path | None = None
     try:
-        temporary = Path(on_first(collective, lambda: str(create_temporary(directory, final.name))))
+        wanted = sum(collective.all_gather(sum(map(_entry_bytes, entries))))
+
+        def create() -> str:
+            return str(create_temporary(directory, final.name, wanted=wanted))
+
+        temporary = Path(on_first(collective, create))
         part_of = PartWriter(temporary, header, collective.rank, rank_state)
         parts = together(collective, lambda: part_of.write(entries).model_dump(mode="json"))
 
         def complete() -> None:
             _write_root(temporary, header, parts, state)
+            before_publish()
             publish(temporary, final)
 
         on_first(collective, complete)
@@ -144,6 +152,10 @@ def safetensors_chunks(entries: Sequence[Entry]) -> Iterator[Chunk]:
     yield struct.pack("<Q", len(text)) + text
     for entry in entries:
         yield from entry.chunks
+
+
+def _entry_bytes(entry: Entry) -> int:
+    return entry.record.length * ITEM_BYTES[entry.record.dtype]
 
 
 def _write_root(directory: Path, header: Header, parts: list[Json], state: dict[str, Json]) -> None:

@@ -1,27 +1,37 @@
 """`metrics.jsonl` and `events.jsonl`: one JSON object per line, each line whole or not there."""
 
 import contextlib
+import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from dsv3.errors import CapacityError, Problem
+from dsv3.errors import CapacityError
 from dsv3.files import storage_error
 from dsv3.runs.files import damaged
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _TAIL_BYTES = 1 << 20
 _REMEDY = "free some space and ask for the same run again: it goes on from its last checkpoint"
 
 
 class LineLog:
-    """Appends JSON lines to a file; opening it drops the torn line a crash may have left."""
+    """Appends JSON lines to a file; opening it drops the torn line a crash may have left.
 
-    def __init__(self, path: Path) -> None:
+    While the disk is full up to `patience` lines wait in memory, in their order, for the next call:
+    a full disk is no reason to end a training. Threads may share it.
+    """
+
+    def __init__(self, path: Path, *, patience: int = 0) -> None:
         self.path = path
+        self._patience = patience
+        self._waiting: list[bytes] = []
+        self._lock = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._descriptor = os.open(path, flags, 0o644)
@@ -32,29 +42,51 @@ class LineLog:
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line at once, unbuffered; numbers that are not finite become null.
 
-        Raises CapacityError if it does not fit; the file then ends with the line before.
+        Raises CapacityError if it does not fit, nor wait; the file then ends with a whole line.
         """
         data = (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
-        end = os.fstat(self._descriptor).st_size
-        try:
-            written = os.write(self._descriptor, data)
-        except OSError as error:
-            raise storage_error(self.path, error, _REMEDY) from error
-        if written < len(data):
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, end)
-            raise CapacityError(Problem(str(self.path), "a line did not fit on the disk", _REMEDY))
+        with self._lock:
+            self._waiting.append(data)
+            try:
+                self._write_waiting(self._patience)
+            except CapacityError:
+                self._waiting.pop()
+                raise
 
     def sync(self) -> None:
-        """Make all lines survive a power cut; call before a checkpoint that counts on them."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise storage_error(self.path, error, _REMEDY) from error
+        """Make all lines survive a power cut; call before a checkpoint that counts on them.
+
+        Raises CapacityError if one of them still has no room.
+        """
+        with self._lock:
+            self._write_waiting(0)
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise storage_error(self.path, error, _REMEDY) from error
+
+    def _write_waiting(self, patience: int) -> None:
+        while self._waiting:
+            try:
+                self._write(self._waiting[0])
+            except OSError as error:
+                if error.errno in FULL and len(self._waiting) <= patience:
+                    return
+                raise storage_error(self.path, error, _REMEDY) from error
+            del self._waiting[0]
+
+    def _write(self, data: bytes) -> None:
+        end = os.fstat(self._descriptor).st_size
+        if os.write(self._descriptor, data) < len(data):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, end)
+            raise OSError(errno.ENOSPC, "a line did not fit on the disk")
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
+        """Close the file; lines that still have no room are lost. A second call does nothing."""
         if self._descriptor >= 0:
+            with contextlib.suppress(CapacityError), self._lock:
+                self._write_waiting(0)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -82,51 +114,24 @@ class MetricsLog(LineLog):
 
     Open it under the run's lock, once the checkpoint to go on from is known: lines beyond
     `last_step` (0: a fresh start) belong to steps that will be done again and are cut before
-    anything new is written. Write the lines of a step before its checkpoint.
+    anything new is written. Write the lines of a step before its checkpoint. `evaluated` is False
+    if the evaluation of `last_step` comes after its checkpoint, as that of the last step of all.
     """
 
-    def __init__(self, path: Path, *, last_step: int) -> None:
-        super().__init__(path)
-        self.lines_cut = self._cut_after(last_step)
+    def __init__(
+        self, path: Path, *, last_step: int, evaluated: bool = True, patience: int = 0
+    ) -> None:
+        super().__init__(path, patience=patience)
+        self.lines_cut = self._cut_after(last_step, last_step if evaluated else last_step - 1)
 
-    def step(
-        self,
-        step: int,
-        *,
-        tokens: int,
-        loss: float,
-        lr: float,
-        grad_norm: float,
-        tokens_per_second: float,
-        more: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """Write the line of an optimizer step; `tokens` are those seen including it."""
-        line = {
-            "step": step,
-            "tokens": tokens,
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "tokens_per_second": tokens_per_second,
-            **more,
-        }
-        self.append(line)
-        return line
-
-    def evaluation(
-        self, step: int, *, tokens: int, loss: float, bpb: float, more: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Write the line of an evaluation after `step`: nats per token, bits per byte."""
-        line = {"kind": "eval", "step": step, "tokens": tokens, "loss": loss, "bpb": bpb, **more}
-        self.append(line)
-        return line
-
-    def _cut_after(self, last_step: int) -> int:
+    def _cut_after(self, last_step: int, last_evaluation: int) -> int:
         # Steps only rise, so what is to go is a tail: one truncation, atomic, needs no space.
         position = 0
         with self.path.open("rb") as file:
             for number, data in enumerate(file, start=1):
-                if _parse(self.path, number, data).get("step", 0) > last_step:
+                line = _parse(self.path, number, data)
+                last = last_evaluation if line.get("kind") == "eval" else last_step
+                if line.get("step", 0) > last:
                     dropped = 1 + sum(1 for _ in file)
                     os.ftruncate(self._descriptor, position)
                     return dropped

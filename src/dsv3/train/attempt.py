@@ -110,7 +110,9 @@ def _train(
     )
     try:
         evaluation = train_to_end(trainer)
+        reporter.sync()  # before the result, which counts on the lines
     finally:
+        checkpoints.close(reporter)
         heartbeat.end(config.run.startup_timeout)
         reporter.close()
         engine.close()

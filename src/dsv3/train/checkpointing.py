@@ -1,20 +1,26 @@
 """When a run saves and where it goes on: the engine's fragments meet the checkpoint store."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from dsv3.checkpoint.collective import Solo
 from dsv3.checkpoint.manifest import Identity
 from dsv3.checkpoint.random_state import capture_random_state, restore_random_state
 from dsv3.checkpoint.reader import Checkpoint
+from dsv3.checkpoint.saver import Saved, Saver
 from dsv3.checkpoint.store import CheckpointStore, Search
 from dsv3.config.root import RunConfig
+from dsv3.engine.collective import RankCollective
 from dsv3.engine.engine import TrainingEngine
-from dsv3.errors import CheckpointError, Problem
+from dsv3.errors import CapacityError, CheckpointError, Dsv3Error, NumericHealthError, Problem
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.identity import identity_digest
 from dsv3.runs.records import read_lines
-from dsv3.train.health import refuse_non_finite
+from dsv3.train.health import never_saved
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
 
@@ -46,10 +52,29 @@ class Checkpoints:
         self._store = CheckpointStore(
             run.checkpoints,
             Identity(run_id=run.id, config_sha256=identity_digest(config)),
-            collective=ranks,
+            # The thread that saves exchanges small reports while training exchanges tensors.
+            collective=RankCollective.apart() if ranks.size > 1 else Solo(),
         )
-        self.newest: str | None = None
+        self._saver = Saver(self._store, keep=config.checkpoint.keep)
+        self._newest: str | None = None
         self._saved_step: int | None = None
+        self._stall_s = 0.0
+
+    @property
+    def newest(self) -> str | None:
+        """The newest good checkpoint; one that is being written is waited for."""
+        outcome = self._saver.outcome()
+        return str(outcome.path) if isinstance(outcome, Saved) else self._newest
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank still writes; `collect` once no rank does."""
+        return self._saver.writing
+
+    def take_stall(self) -> float:
+        """Seconds that training has stood still for saving since the last call."""
+        stall_s, self._stall_s = self._stall_s, 0.0
+        return stall_s
 
     def resume(self, engine: TrainingEngine) -> Resumed:
         """Load the newest good checkpoint; where to go on, and what was passed over and why.
@@ -65,7 +90,7 @@ class Checkpoints:
             return Resumed(Position(), None, skipped)
         checkpoint = search.checkpoint
         self._load(checkpoint, engine)
-        self.newest, self._saved_step = str(checkpoint.path), checkpoint.step
+        self._newest, self._saved_step = str(checkpoint.path), checkpoint.step
         position = Position.from_state(checkpoint.state["position"])
         return Resumed(position, checkpoint.state, skipped)
 
@@ -75,19 +100,66 @@ class Checkpoints:
         position: Position,
         state: dict[str, Any],
         reporter: "Reports",
+        *,
+        wait: bool = False,
     ) -> None:
-        """Write a checkpoint, unless this position is saved already; keep the newest few.
+        """Begin to write a checkpoint, unless this position is saved already; keep the newest few.
 
         `state` is JSON: what the run needs to go on beside tensors, random streams and `position`.
-
-        Raises NumericHealthError if a weight or moment is not finite, CapacityError if the storage
-        fails.
+        Returns as soon as everything is copied, after the save before this one is over; with `wait`
+        once it is on the disk. What `collect` would raise for either is raised here.
         """
+        with self._stalling():
+            if self._saver.step != position.step:
+                self.collect(reporter)
+                self._begin(engine, position, state, reporter)
+            if wait:
+                self.collect(reporter, failure_ends_run=True)
+
+    def collect(self, reporter: "Reports", *, failure_ends_run: bool = False) -> None:
+        """Take what the save under way has come to, if there is one (all ranks at the same step).
+
+        A storage that fails costs this checkpoint and nothing else, unless `failure_ends_run`: then
+        CapacityError is raised. Raises NumericHealthError if the state was not finite.
+        """
+        step = self._saver.step
+        if step is None:
+            return
+        with self._stalling():
+            try:
+                saved = self._saver.finish()
+            except CapacityError as error:
+                problems = list(map(str, error.problems))
+                reporter.event("checkpoint_failed", step=step, problems=problems)
+                if failure_ends_run:
+                    raise
+                reporter.note(f"training goes on without a checkpoint: {'; '.join(problems)}")
+                return
+            except NumericHealthError as error:
+                raise never_saved(error, step, self._newest) from error
+        self._newest, self._saved_step = str(saved.path), step
+        reporter.event(
+            "checkpoint", step=step, path=saved.path.name, seconds=round(saved.seconds, 3)
+        )
+        if saved.not_removed is not None:
+            reporter.event("checkpoints_not_removed", step=step, problem=saved.not_removed)
+
+    def close(self, reporter: "Reports") -> None:
+        """Let a save under way come to its end; for a run that ends otherwise."""
+        with contextlib.suppress(Dsv3Error, TimeoutError):
+            self._saver.outcome(self._config.run.storage_timeout)
+            self.collect(reporter)
+
+    def _begin(
+        self,
+        engine: TrainingEngine,
+        position: Position,
+        state: dict[str, Any],
+        reporter: "Reports",
+    ) -> None:
         if self._saved_step == position.step:
             return
-        refuse_non_finite(engine.fragments(), position, self.newest, self._ranks)
-        reporter.sync()
-        path = self._store.save(
+        self._saver.begin(
             engine.fragments(),
             step=position.step,
             optimizer_step=engine.optimizer_step,
@@ -95,10 +167,17 @@ class Checkpoints:
             layout=self._config.parallelism.model_dump(mode="json"),
             state=state | {"position": position.state()},
             rank_state={"random": capture_random_state(self._device)},
+            before_publish=reporter.sync,
         )
-        self.newest, self._saved_step = str(path), position.step
-        reporter.event("checkpoint", step=position.step, path=path.name)
-        self._store.retain(self._config.checkpoint.keep)
+
+    @contextlib.contextmanager
+    def _stalling(self) -> Iterator[None]:
+        """Count the time in the `with` block, once where such blocks are nested."""
+        began_s, before_s = time.monotonic(), self._stall_s
+        try:
+            yield
+        finally:
+            self._stall_s = before_s + time.monotonic() - began_s
 
     def _load(self, checkpoint: Checkpoint, engine: TrainingEngine) -> None:
         optimizer_step = checkpoint.root.optimizer_step

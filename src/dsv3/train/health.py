@@ -1,27 +1,16 @@
 """What a non-finite loss or norm says to its user: what, when, where, and how to go on."""
 
 import math
-from collections.abc import Iterable
 
-from dsv3.engine.fragments import Fragment
-from dsv3.engine.health import NonFiniteError, non_finite_names
+from dsv3.engine.health import NonFiniteError
 from dsv3.errors import NumericHealthError, Problem
 from dsv3.train.position import Position
-from dsv3.train.ranks import Ranks
 
 
-def refuse_non_finite(
-    fragments: Iterable[Fragment], position: Position, last_good: str | None, ranks: Ranks
-) -> None:
-    """Raise NumericHealthError if the state is not worth saving: no run could go on from it.
-
-    On every rank if it is so on one.
-    """
-    here = non_finite_names((fragment.key, fragment.data) for fragment in fragments)
-    names = list(dict.fromkeys(name for found in ranks.all_gather(here) for name in found))
-    if names:
-        found = f"not finite after the update: {', '.join(names)}"
-        raise _stopped(position.step, f"{found}; nothing was saved, and {_good(last_good)}")
+def never_saved(error: NumericHealthError, step: int, last_good: str | None) -> NumericHealthError:
+    """What a checkpoint said that was to be made of the state after `step`."""
+    found = f"{error.problems[0]} after the update"
+    return _stopped(step, f"{found}; nothing was saved, and {_good(last_good)}")
 
 
 def refuse_non_finite_loss(loss: float, position: Position, last_good: str | None) -> None:

@@ -68,15 +68,18 @@ def train_to_end(trainer: Trainer) -> Evaluation:
     """
     every_steps = trainer.config.evaluation.every_steps
     while not trainer.done:
-        _stop_if_asked(trainer)
+        _between_steps(trainer)
         trainer.reporter.step(train_step(trainer))
         step = trainer.position.step
         if every_steps is not None and step % every_steps == 0 and not trainer.done:
             evaluate_now(trainer)
-        if step % trainer.config.checkpoint.every_steps == 0 or trainer.done:
+        if step % trainer.config.checkpoint.every_steps == 0 and not trainer.done:
             _save(trainer)
-    _stop_if_asked(trainer)
-    return evaluate_now(trainer)
+    _save(trainer)
+    _between_steps(trainer)
+    evaluation = evaluate_now(trainer)
+    _save(trainer, wait=True)
+    return evaluation
 
 
 def train_step(trainer: Trainer) -> Record:
@@ -93,6 +96,8 @@ def train_step(trainer: Trainer) -> Record:
         beat = trainer.heartbeat.beat
         result = trainer.engine.train_step(micro_batches, lr=values["lr"], on_micro_batch=beat)
     except NonFiniteError as error:
+        # What an earlier step did to the weights, a save under way knows.
+        trainer.checkpoints.collect(trainer.reporter)
         raise stopped_by(error, after.step, trainer.checkpoints.newest) from error
     load = take_load(layers, trainer.ranks)
     update_biases(layers, load, balance, gamma=values["bias_update_speed"])
@@ -111,6 +116,7 @@ def train_step(trainer: Trainer) -> Record:
         **values,
         "grad_norm": result.grad_norm,
         "tokens_per_second": (after.tokens - before.tokens) / (time.monotonic() - began_s),
+        "checkpoint_stall_s": trainer.checkpoints.take_stall(),
         **of_load,
     }
 
@@ -152,20 +158,22 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
     return batches
 
 
-def _save(trainer: Trainer) -> None:
-    with trainer.heartbeat.phase("saving", trainer.config.run.storage_timeout):
-        trainer.checkpoints.save(
-            trainer.engine, trainer.position, trainer.state(), trainer.reporter
-        )
-
-
-def _stop_if_asked(trainer: Trainer) -> None:
-    number = trainer.ranks.largest(trainer.stop.number)
-    if number == 0:
+def _between_steps(trainer: Trainer) -> None:
+    """What the ranks do together or not at all: end a save that all have written, stop if asked."""
+    asked, writing = trainer.ranks.largest(trainer.stop.number, int(trainer.checkpoints.writing))
+    if not writing:
+        trainer.checkpoints.collect(trainer.reporter)
+    if asked == 0:
         return
     step = trainer.position.step
     if step > 0:
-        _save(trainer)
-    error = stopped_by_signal(number, step)
+        _save(trainer, wait=True)
+    error = stopped_by_signal(asked, step)
     trainer.reporter.event("stopped", step=step, exit_code=error.exit_code)
     raise error
+
+
+def _save(trainer: Trainer, *, wait: bool = False) -> None:
+    engine, position, reporter = trainer.engine, trainer.position, trainer.reporter
+    with trainer.heartbeat.phase("saving", trainer.config.run.storage_timeout):
+        trainer.checkpoints.save(engine, position, trainer.state(), reporter, wait=wait)

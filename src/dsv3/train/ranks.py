@@ -33,10 +33,11 @@ class Ranks(RankCollective):
         dist.all_reduce(total)
         return total.to(counts.device)
 
-    def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of the ranks' first numbers, of their second ones, and so on."""
         if self.size == 1:
-            return number
-        value = torch.tensor(number, device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return int(value)
+            return list(numbers)
+        values = torch.tensor(numbers, device=self.device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        found: list[int] = values.tolist()
+        return found

@@ -11,6 +11,9 @@ from dsv3.train.tracking import open_mirror
 
 Record = dict[str, Any]
 
+PATIENCE = 10_000
+"""Lines that wait in memory while the disk is full: a few dozen MB."""
+
 
 class Reports:
     """What training tells, and here nobody hears: for every rank but the first.
@@ -50,11 +53,15 @@ class Reporter(Reports):
     def __init__(
         self, run: RunDirectory, config: RunConfig, *, done_steps: int, quiet: bool
     ) -> None:
-        self._metrics = MetricsLog(run.metrics_path, last_step=done_steps)
-        self._events = EventLog(run.events_path)
-        self._presenter = open_console(
-            total_steps=config.schedule.num_steps, done_steps=done_steps, quiet=quiet
+        total_steps = config.schedule.num_steps
+        self._metrics = MetricsLog(
+            run.metrics_path,
+            last_step=done_steps,
+            evaluated=done_steps < total_steps,
+            patience=PATIENCE,
         )
+        self._events = EventLog(run.events_path, patience=PATIENCE)
+        self._presenter = open_console(total_steps=total_steps, done_steps=done_steps, quiet=quiet)
         self._mirror = open_mirror(
             config,
             run_id=run.id,
@@ -91,7 +98,10 @@ class Reporter(Reports):
             self.note(str(alarm))
 
     def sync(self) -> None:
-        """Have all lines so far on the disk; before a checkpoint, which counts on them."""
+        """Have all lines so far on the disk; before a checkpoint, which counts on them.
+
+        Raises CapacityError if they are not. A thread that saves may call it.
+        """
         self._metrics.sync()
 
     def note(self, text: str) -> None:

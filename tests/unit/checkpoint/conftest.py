@@ -27,6 +27,9 @@ class ThreadRank:
         self._barrier.wait(20)
         return values
 
+    def broadcast(self, value: Any) -> Any:
+        return self.all_gather(value)[0]
+
 
 def run_ranks(size: int, body: Callable[[Any], Any]) -> list[Any]:
     """Call `body(collective)` on every rank; return each rank's result or exception."""

@@ -12,32 +12,34 @@ from dsv3.errors import CapacityError, CheckpointError
 from dsv3.runs import records
 from dsv3.runs.records import EventLog, LineLog, MetricsLog, read_lines
 
-NOTHING_MORE: dict[str, float] = {}
-
 
 def write_steps(log: MetricsLog, steps: range) -> None:
     for step in steps:
-        log.step(
-            step,
-            tokens=step * 8,
-            loss=1 / (step + 2),
-            lr=1e-3,
-            grad_norm=0.1 + 0.2,
-            tokens_per_second=5.0,
-            more={"max_violation": {"1": float("inf")}},
+        log.append(
+            {
+                "step": step,
+                "tokens": step * 8,
+                "loss": 1 / (step + 2),
+                "grad_norm": 0.1 + 0.2,
+                "max_violation": {"1": float("inf")},
+            }
         )
+
+
+def write_evaluation(log: MetricsLog, step: int) -> None:
+    log.append({"kind": "eval", "step": step, "bpb": 1.25, "domains": {"python": 1.0}})
 
 
 def test_numbers_come_back_bit_for_bit_and_infinite_ones_as_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, last_step=0) as log:
         write_steps(log, range(1, 4))
-        log.evaluation(3, tokens=24, loss=2.5, bpb=1.25, more={"domains": {"python": 1.0}})
+        write_evaluation(log, 3)
     lines = list(read_lines(path))
     assert [line["loss"] for line in lines[:3]] == [1 / 3, 1 / 4, 1 / 5]
     assert lines[0]["grad_norm"] == 0.1 + 0.2
     assert lines[0]["max_violation"] == {"1": None}
-    assert list(lines[0])[:6] == ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"]
+    assert list(lines[0]) == ["step", "tokens", "loss", "grad_norm", "max_violation"]
     assert (lines[3]["kind"], lines[3]["bpb"], lines[3]["domains"]) == (
         "eval",
         1.25,
@@ -62,13 +64,24 @@ def test_a_resume_cuts_exactly_the_lines_beyond_its_checkpoint(
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, last_step=0) as log:
         write_steps(log, range(1, 4))
-        log.evaluation(3, tokens=24, loss=2.5, bpb=1.25, more=NOTHING_MORE)
+        write_evaluation(log, 3)
         write_steps(log, range(4, 6))
     with MetricsLog(path, last_step=last_step) as log:
         assert log.lines_cut == cut
         assert [line["step"] for line in read_lines(path)] == steps
         write_steps(log, range(last_step + 1, last_step + 2))
     assert [line["step"] for line in read_lines(path)] == [*steps, last_step + 1]
+
+
+def test_an_evaluation_that_comes_after_its_checkpoint_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path, last_step=0) as log:
+        for step in (2, 4):
+            log.append({"step": step})
+            write_evaluation(log, step)
+    with MetricsLog(path, last_step=4, evaluated=False) as log:
+        assert log.lines_cut == 1
+    assert [line.get("kind") for line in read_lines(path)] == [None, "eval", None]
 
 
 def test_a_torn_last_line_is_left_out_by_readers_and_dropped_by_the_next_writer(
@@ -151,6 +164,37 @@ def test_a_device_without_space_is_named(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match=r"events\.jsonl: no space left on device"):
         log.append({"a": 1})
     os.close(full)
+    log.close()
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", last_step=0, patience=3)
+    log.append({"step": 1})
+    file, full = os.dup(log._descriptor), os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, log._descriptor)
+    for step in (2, 3, 4):
+        log.append({"step": step})
+    with pytest.raises(CapacityError, match="no space left"):
+        log.sync()
+    with pytest.raises(CapacityError, match="no space left"):
+        log.append({"step": 5})
+    assert [line["step"] for line in read_lines(log.path)] == [1]
+    os.dup2(file, log._descriptor)
+    log.append({"step": 5})
+    assert [line["step"] for line in read_lines(log.path)] == [1, 2, 3, 4, 5]
+    log.close()
+    os.close(file)
+    os.close(full)
+
+
+def test_what_is_no_lack_of_room_is_told_at_once(tmp_path: Path) -> None:
+    log = LineLog(tmp_path / "events.jsonl", patience=3)
+    closed = os.dup(log._descriptor)
+    os.close(log._descriptor)
+    with pytest.raises(CapacityError, match="bad file descriptor"):
+        log.append({"a": 1})
+    os.dup2(closed, log._descriptor)
+    os.close(closed)
     log.close()
 
 

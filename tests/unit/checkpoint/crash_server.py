@@ -1,8 +1,9 @@
 """Forks a process for every crash point: imports are paid once, and counted in none of them.
 
 Reads `ACTION DIRECTORY SHIM` lines; SHIM is `-`, or, to do without a tracer, `CALL:N` to be killed
-before the N-th CALL, `CALL:N:ERROR` to have it fail. Says the pid, waits for a byte (so that a tracer can attach), acts, and says how
-the process ended: the number of a signal, negative, or its exit code.
+before the N-th CALL, `CALL:N:ERROR` to have it fail. Says the pid, waits for a byte (so that a
+tracer can attach), acts, and says how the process ended: the number of a signal, negative, or its
+exit code.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""One run of `dsv3 train` that goes from two ranks to one and back, each time stopped by SIGTERM."""
+"""One run of `dsv3 train` goes from two ranks to one and back, stopped by SIGTERM each time."""
 
 import json
 import signal

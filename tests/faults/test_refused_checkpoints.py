@@ -97,9 +97,8 @@ def tensors_of_another_run(checkpoint: Path, foreign: Path) -> None:
     shutil.copy(foreign / "checkpoints" / checkpoint.name / "rank-00000.safetensors", checkpoint)
 
 
-def of_another_step(checkpoint: Path, foreign: Path) -> None:
-    steps = sorted(path.name for path in checkpoint.parent.iterdir())
-    other = next(name for name in steps if name != checkpoint.name)
+def of_another_step(checkpoint: Path, _foreign: Path) -> None:
+    other = SAVED[SAVED.index(checkpoint.name) - 1]
     for name in ("rank-00000.json", "rank-00000.safetensors"):
         shutil.copy(checkpoint.parent / other / name, checkpoint)
 

@@ -98,7 +98,7 @@ def tensors_of_another_run(checkpoint: Path, foreign: Path) -> None:
 
 
 def of_another_step(checkpoint: Path, _foreign: Path) -> None:
-    other = SAVED[SAVED.index(checkpoint.name) - 1]
+    other = SAVED[(SAVED.index(checkpoint.name) + 1) % len(SAVED)]
     for name in ("rank-00000.json", "rank-00000.safetensors"):
         shutil.copy(checkpoint.parent / other / name, checkpoint)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from distributed.trainer_cases import UNTIMED
+from distributed.trainer_cases import CLOCKED
 from distributed.trainer_cases import Row as TrainerRow
 from distributed.training_cases import state
 from dsv3.checkpoint.manifest import Identity
@@ -65,7 +65,7 @@ MOVES = [(source, to) for source in SOURCES for to in TARGETS if source.row.worl
 def go_on(trainer: Trainer) -> list[dict[str, Any]]:
     """The lines of the next steps."""
     lines = [train_step(trainer) for _ in range(FURTHER_STEPS)]
-    return [{key: value for key, value in line.items() if key != UNTIMED} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCKED} for line in lines]
 
 
 def saves(layout: Layout, home: Path) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load metrics, mechanisms, ranks, peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load metrics, mechanisms, ranks, saves, peer."""
 
 import argparse
 import json
@@ -8,9 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import layouts, load, mechanisms, startup, throughput
+from bench import checkpoints, layouts, load, mechanisms, startup, throughput
 
-PARTS = {"load": load, "mechanisms": mechanisms, "layouts": layouts, "throughput": throughput}
+PARTS = {
+    "load": load,
+    "mechanisms": mechanisms,
+    "layouts": layouts,
+    "checkpoints": checkpoints,
+    "throughput": throughput,
+}
 
 
 def main() -> None:

@@ -71,7 +71,12 @@ def write_table(
         )
     for row in rows:
         table.add_row(*(Text(printable(c, "\n")) if isinstance(c, str) else c for c in row))
-    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
+
+    class _Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - to the one who knows the exit code; rich would end us with 1
+
+    _Stdout(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
 
 
 def report(error: Exception, *, as_json: bool = False) -> int:

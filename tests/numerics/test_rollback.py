@@ -173,7 +173,7 @@ def test_before_the_first_checkpoint_there_is_one_of_step_0(
 def test_a_kill_around_a_rollback_changes_nothing(
     tmp_path: Path, left_out: Callable, killed_after: int
 ) -> None:
-    overrides, factors = ["health.on_non_finite=rollback"], {BAD: math.nan}
+    overrides, factors = ["health.on_spike=rollback"], {BAD: SPIKE}
     with attempt(tmp_path, *overrides, factors=factors) as trainer:
         report = trainer.reporter.step
 

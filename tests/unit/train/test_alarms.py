@@ -225,3 +225,20 @@ def test_a_line_says_what_where_and_how_much(alarm):
     side = "below" if alarm == "collapse" else "above"
     assert text.startswith(f"step 50: alarm {alarm} in layers 3, 4: ")
     assert text.endswith(f" 0.25, {side} 0.5")
+
+
+@pytest.mark.parametrize("skipped", [2, 5])
+def test_a_window_with_a_skipped_step_is_not_judged_and_the_next_one_is(skipped):
+    run = Run(health(entropy=0.99))
+    one_has_all = [EXPERTS, 0, 0, 0], 0, [0.0] * EXPERTS
+    found = []
+    for step in range(1, 11):
+        if step == skipped:
+            run.step += 1
+            run.alarms.skip(step)
+        else:
+            found += [
+                (alarm.alarm, alarm.step) for alarm in run.make_step(one_has_all, one_has_all)
+            ]
+    assert {step for _, step in found} == {10}
+    assert ("collapse", 10) in found

@@ -257,7 +257,8 @@ class Storm:
             self._count_lost_steps(attempt, phase)
             if self.tally.kills % 10 == 0:
                 print(self.tally, flush=True)
-        assert attempt.process.returncode == 0, f"LOST, {self.where()}: {self.output()}"
+        code = attempt.process.returncode
+        assert code == 0, f"LOST, exit code {code}, {self.where()}: {self.output()}"
         self._recovered(attempt)
         assert attempt.run is not None
         require_equal(attempt.run, self.reference, self.steps, self.where())

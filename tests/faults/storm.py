@@ -277,7 +277,7 @@ class Storm:
         """When to kill: at a random time; of four one in a save, one after the first step."""
         turn = self.tally.kills % 4
         if turn == 3:
-            return in_a_save(attempt, draw.randint(1, 3))
+            return in_a_save(attempt, draw.randint(1, 2))
         training_s = self._training_s * (1 - newest_save(attempt.run) / self.steps)
         if turn == 1:
             delay_s = draw.uniform(0, training_s)

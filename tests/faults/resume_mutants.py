@@ -99,6 +99,7 @@ def bias(layer: int) -> Forget:
 
 
 WINDOW = of_state("alarms", steps=0, counts=None)
+NO_SPIKES = of_state("policies", spikes={"loss": [], "grad_norm": []})
 COUNTS = tensors("^buffer/.*batch_tokens_per_expert")
 MUTANTS = (
     Mutant("position.step", of_position("step"), "tokens"),
@@ -113,6 +114,15 @@ MUTANTS = (
     Mutant("counts of the batch before", COUNTS, "objective", arm="aux_batch"),
     Mutant("window of the alarms", WINDOW, "state", state="alarms"),
     Mutant("alarms that are on", of_state("alarms", active={}), "state", state="alarms"),
+    Mutant("losses and norms before", NO_SPIKES, "state", state="policies"),
+    Mutant(
+        "steps to leave out",
+        of_state("policies", left_out_steps=[]),
+        "state",
+        arm="rollback",
+        state="policies",
+    ),
+    Mutant("skips in a row", of_state("policies", skips=0), "state", arm="skip", state="policies"),
     Mutant("stream of Python", stream("python"), "streams"),
     Mutant("stream of numpy", stream("numpy"), "streams"),
     Mutant("stream of torch", stream("torch_cpu"), "streams"),

@@ -71,9 +71,9 @@ class Transformer(nn.Module):
         self.model = Decoder()
         if self.holds_embedding:
             self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        depth = mtp.num_nextn_predict_layers if mtp is not None and self.holds_head else 0
+        self.mtp_depth = 0 if mtp is None else mtp.num_nextn_predict_layers
         last = config.num_hidden_layers
-        self.mtp_range = range(last, last + depth)
+        self.mtp_range = range(last, last + (self.mtp_depth if self.holds_head else 0))
         for layer in (*chain.from_iterable(self.parts), *self.mtp_range):
             kind = MtpModule if layer in self.mtp_range else Block
             self.model.layers[str(layer)] = kind(
@@ -195,6 +195,11 @@ class Transformer(nn.Module):
         mtp = torch.stack(by_depth)
         weight = mtp.new_zeros(()) if mtp_loss_coeff is None else mtp_loss_coeff
         return Losses(lm + balance_loss + weight * mtp.mean(), lm, balance_loss, mtp)
+
+    def losses_of_blocks(self, balance_loss: Tensor) -> Losses:
+        """Losses of a part that does not end the model: its balance loss, and nothing else."""
+        zero = balance_loss.new_zeros(())
+        return Losses(balance_loss, zero, balance_loss, zero.new_zeros(self.mtp_depth))
 
     def loss(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         """Final norm, head and mean cross entropy."""

@@ -18,6 +18,7 @@ class Place:
     data_ranks: range  # of the stage: they hold the same dense weights and see different samples
     expert_ranks: range  # together one replica of all experts: tokens travel between these
     expert_data_ranks: range  # the same experts: their gradients are reduced over these
+    pipeline_ranks: range  # by stage: together one model, for the same samples
 
     @property
     def data_rank(self) -> int:
@@ -50,4 +51,5 @@ def place_of(layout: ParallelismConfig, rank: int) -> Place:
         data_ranks=range(first, first + ranks),
         expert_ranks=range(rank - expert_rank, rank - expert_rank + experts),
         expert_data_ranks=range(first + expert_rank, first + ranks, experts),
+        pipeline_ranks=range(rank - first, layout.world_size, ranks),
     )

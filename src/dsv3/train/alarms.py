@@ -6,7 +6,8 @@ from typing import Any
 
 from dsv3.config.health import HealthConfig
 from dsv3.model.moe import MoE
-from dsv3.train.load import Load, biases, load_figures
+from dsv3.train.layers import ModelLayers
+from dsv3.train.load import Load, load_figures
 
 JsonObject = dict[str, Any]
 
@@ -121,7 +122,7 @@ class Alarms:
             self._steps = state["steps"]
 
     def _judge(self, step: int, window: Load) -> list[Alarm]:
-        figures = load_figures(window, biases(self._layers))
+        figures = load_figures(window, ModelLayers.whole(self._layers).biases())
         alarms: list[Alarm] = []
         for alarm, rule in RULES.items():
             limit = rule.limit(self._health)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dsv3.model.moe import MoE
+from dsv3.train.layers import ModelLayers
 from dsv3.train.ranks import Ranks
 
 PER_LAYER = (
@@ -69,33 +70,30 @@ class Load:
     @classmethod
     def of_counts(cls, layers: Mapping[str, MoE], counts: list[list[Any]]) -> Self:
         """The inverse of `counts`, for a model with these layers."""
-        first = next(iter(layers.values()))
-        device, top_k = first.tokens_per_expert_E.device, first.config.num_experts_per_tok
+        of_model = ModelLayers.whole(layers)
+        device = of_model.table(0, torch.int64).device
         tensors = (torch.tensor(each, dtype=torch.int64, device=device) for each in counts)
-        return cls(tuple(layers), top_k, *tensors)
+        return cls(of_model.names, of_model.top_k, *tensors)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.tokens_LE, self.sequence_peaks_L, self.saturated_scores_L
 
 
 def take_load(layers: Mapping[str, MoE], ranks: Ranks | None = None) -> Load:
-    """Read the counters of the step that just ended, over all ranks, and set them back to zero."""
-    moes = list(layers.values())
-    if not moes:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return Load((), 1, nothing.view(0, 1), nothing, nothing)
-    tokens = [moe.tokens_per_expert_E for moe in moes]
-    peaks = [moe.sequence_peaks.view(1) for moe in moes]
-    saturated = [moe.saturated_scores.view(1) for moe in moes]
-    summed = torch.cat([*tokens, *peaks, *saturated])
-    if ranks is not None:
-        summed = ranks.sum(summed)
-    for counter in (*tokens, *peaks, *saturated):
-        counter.zero_()
-    sizes = [len(moes) * len(tokens[0]), len(moes), len(moes)]
-    flat, peaks_L, saturated_L = summed.split(sizes)
-    top_k = moes[0].config.num_experts_per_tok
-    return Load(tuple(layers), top_k, flat.view(len(moes), -1), peaks_L, saturated_L)
+    """Read the counters of the step that just ended, over all ranks, and set them back to zero.
+
+    Layers of the model that other stages hold are in it too, if `layers` knows of them.
+    """
+    of_model = ModelLayers.whole(layers)
+    counts = of_model.table(of_model.experts + 2, torch.int64)
+    for name, moe in of_model.items():
+        counters = (moe.tokens_per_expert_E, moe.sequence_peaks, moe.saturated_scores)
+        counts[of_model.row(name)] = torch.cat([counter.view(-1) for counter in counters])
+        for counter in counters:
+            counter.zero_()
+    if ranks is not None and of_model.names:
+        counts = ranks.sum(counts)
+    return Load(of_model.names, of_model.top_k, counts[:, :-2], counts[:, -2], counts[:, -1])
 
 
 def max_violation(load_E: Tensor) -> float:
@@ -145,11 +143,6 @@ def score_saturation(load: Load) -> Tensor:
     return load.saturated_scores_L.double() / scores_L.clamp(min=1)
 
 
-def biases(layers: Mapping[str, MoE]) -> Tensor:
-    """The expert biases of all layers, FP32 [L, E]."""
-    return torch.stack([moe.router.e_score_correction_bias for moe in layers.values()])
-
-
 def load_figures(load: Load, bias_LE: Tensor) -> dict[str, list[float]]:
     """Every figure of every layer, in the order of `load.layers`: one copy to the host in all."""
     tokens_LE = load.tokens_LE
@@ -181,7 +174,7 @@ def load_record(load: Load, layers: Mapping[str, MoE]) -> dict[str, Any]:
     """
     if not load.names:
         return {}
-    figures = load_figures(load, biases(layers))
+    figures = load_figures(load, ModelLayers.whole(layers).biases())
     count = len(load.layers)
     record: dict[str, Any] = {
         name: math.fsum(of_layers) / count for name, of_layers in figures.items()

@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "machine": set(),
     "config": set(),
-    "plan": {"config"},
+    "plan": {"config", "parallel"},
     "runs": {"config"},
     "data": {"config"},
     "ops": set(),
@@ -33,6 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),
 }
+
+# Of `parallel`, which has torch, these packages may import the files that have none, and no `ops`.
+TORCH_FREE_OF_PARALLEL = {"mesh", "schedule", "stages"}
+ONLY_TORCH_FREE = ("plan", "launch", "sweep", "report")
 
 # Where a third party may be imported: path prefixes below src/dsv3. Others: anywhere, if declared.
 HOMES: dict[str, tuple[str, ...]] = {
@@ -90,6 +94,23 @@ def layer_findings(package_root: Path) -> list[str]:
             target = _layer_of(module)
             if target is not None and target not in allowed(source.layer):
                 findings.append(source.at(node, f"{source.layer} must not import {target}"))
+    return findings
+
+
+def torch_findings(package_root: Path) -> list[str]:
+    """Ways to torch for packages that may know the files of `parallel` without it, or in these."""
+    findings = []
+    free_files = {f"parallel/{file}.py" for file in TORCH_FREE_OF_PARALLEL}
+    for source in sources(package_root):
+        if source.layer not in ONLY_TORCH_FREE and source.name not in free_files:
+            continue
+        for node, module in imported_modules(source.tree):
+            match module.split("."):
+                case ["dsv3", "parallel", file, *_] if file in TORCH_FREE_OF_PARALLEL:
+                    continue
+                case ["dsv3", "parallel" | "ops", *_] | ["torch", *_]:
+                    text = f"{source.name} has to stay free of torch: {module}"
+                    findings.append(source.at(node, text))
     return findings
 
 

@@ -13,6 +13,7 @@ from architecture.imports import (
     home_findings,
     layer_findings,
     mutual_findings,
+    torch_findings,
     undeclared_findings,
 )
 from architecture.source import Source, sources
@@ -36,6 +37,10 @@ def test_packages_import_downwards_only(package: Path) -> None:
 
 def test_no_two_packages_import_each_other(package: Path) -> None:
     assert mutual_findings(package) == []
+
+
+def test_plan_and_what_it_imports_of_parallel_have_no_torch(package: Path) -> None:
+    assert torch_findings(package) == []
 
 
 def test_third_parties_stay_at_home(package: Path) -> None:
@@ -67,13 +72,29 @@ def test_the_table_itself_has_no_way_back() -> None:
         ("errors.py", "import dsv3.config", "errors must not import config"),
         ("runs/lock.py", "from .. import launch", "relative import"),
         ("utils/misc.py", "", "package utils has no place"),
-        ("plan/a.py", "import importlib\nimportlib.import_module('dsv3.ops.rope')", "import ops"),
+        ("data/a.py", "import importlib\nimportlib.import_module('dsv3.ops.rope')", "import ops"),
     ],
 )
 def test_a_planted_upward_import_is_found(tmp_path: Path, file: str, code: str, found: str) -> None:
     _plant(tmp_path, file, code)
     (finding,) = layer_findings(tmp_path)
     assert found in finding
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("plan/a.py", "from dsv3.parallel.exchange import Traffic"),
+        ("plan/a.py", "from dsv3.parallel import dispatch"),
+        ("launch/a.py", "def f():\n    import dsv3.ops.rope"),
+        ("parallel/schedule.py", "from dsv3.parallel.wire import TILE"),
+        ("parallel/stages.py", "import torch"),
+    ],
+)
+def test_a_planted_way_to_torch_is_found(tmp_path: Path, file: str, code: str) -> None:
+    _plant(tmp_path, file, "from dsv3.parallel.mesh import Place\n" + code)
+    (finding,) = torch_findings(tmp_path)
+    assert "has to stay free of torch" in finding
 
 
 def test_a_planted_pair_is_found(tmp_path: Path) -> None:

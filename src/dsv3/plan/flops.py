@@ -27,6 +27,24 @@ def mtp_flops_per_token(model: ModelConfig, *, sequence_length: int, depth: int)
     return TRAINING_FLOPS_PER_WEIGHT * weights + attention
 
 
+def dense_layer_flops_per_token(model: ModelConfig, *, sequence_length: int) -> int:
+    """FLOPs of forward and backward of a block with a dense FFN, per token."""
+    weights = count_parameters(model).dense_layer
+    return TRAINING_FLOPS_PER_WEIGHT * weights + _attention_per_layer(model, sequence_length)
+
+
+def moe_layer_flops_per_token(model: ModelConfig, *, sequence_length: int) -> int:
+    """FLOPs of forward and backward of an MoE block, as one token sees it."""
+    weights = count_parameters(model).moe_layer_active
+    return TRAINING_FLOPS_PER_WEIGHT * weights + _attention_per_layer(model, sequence_length)
+
+
+def head_flops_per_token(model: ModelConfig) -> int:
+    """FLOPs of forward and backward of the final norm and one pass through the head, per token."""
+    counts = count_parameters(model)
+    return TRAINING_FLOPS_PER_WEIGHT * (counts.final_norm + counts.head)
+
+
 def _attention_per_layer(model: ModelConfig, sequence_length: int) -> int:
     """q k^T and p v of one layer; a token sees half the sequence on average."""
     per_pair = model.num_attention_heads * (model.qk_head_dim + model.v_head_dim)

@@ -13,6 +13,7 @@ def layout(pipeline: int, expert: int, replicas: int) -> ParallelismConfig:
         pipeline_parallel_size=pipeline,
         expert_parallel_size=expert,
         expert_data_parallel_size=replicas,
+        pipeline_schedule="1f1b",
         zero_stage=1,
     )
 

@@ -44,7 +44,7 @@ health.largest_skips health.largest_rollbacks
 OUTSIDE = """
 run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
-parallelism.expert_data_parallel_size parallelism.zero_stage
+parallelism.expert_data_parallel_size parallelism.pipeline_schedule parallelism.zero_stage
 schedule.micro_batch_size
 data.cache_dir
 model.balance_strengths.bias_update_speed model.balance_strengths.sequence

@@ -21,7 +21,9 @@ def figures() -> Iterator[set[str]]:
     with process_group(device), training("balance=aux_free_seq", "mtp=depth1") as trainer:
         step = train_step(trainer)
         with trainer.engine.evaluating():
-            found = evaluate(trainer.model, trainer.validation, 4, device, mtp_depth=1)
+            found = evaluate(
+                trainer.model, trainer.validation, 4, device, layers=trainer.layers, mtp_depth=1
+            )
         yield {*step, *found.record()}
 
 

@@ -16,11 +16,13 @@ from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model
 from dsv3.train.digests import Digests
 from dsv3.train.heartbeat import Heartbeat
+from dsv3.train.layers import ModelLayers
 from dsv3.train.loop import Trainer
 from dsv3.train.policies import Policies
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reports
+from dsv3.train.stages import PipelinedModel, build_pipeline
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE = 12, 4
 STEPS = 8
@@ -63,7 +65,9 @@ def training(*overrides: str) -> Iterator[Trainer]:
     device = torch.device("cpu")
     ranks = Ranks(config.parallelism, device)
     model = build_model(config, device, ranks.place)
-    engine = build_engine(model, config, device)
+    pipeline = build_pipeline(model, config, ranks.place, device)
+    engine = build_engine(model, config, device, pipeline)
+    layers = ModelLayers.of_model(model, device, ranks)
     samples: Any = Samples(config.model.vocab_size)
     validation = [ValidationSample("a", samples[10**6 + n], 50) for n in range(4)]
     try:
@@ -71,10 +75,10 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "run": None,
             "heartbeat": Heartbeat(None, 0, 0.0),
             "ranks": ranks,
-            "layers": model.moe_layers(),
+            "layers": layers,
             "config": config,
             "device": device,
-            "model": model,
+            "model": model if pipeline is None else PipelinedModel(model, pipeline),
             "engine": engine,
             "samples": samples,
             "validation": validation,
@@ -84,7 +88,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             ),
             "reporter": Reports(),
             "stop": SimpleNamespace(number=0),
-            "alarms": Alarms(config.health, model.moe_layers()),
+            "alarms": Alarms(config.health, layers),
             "digests": Digests(),
             "policies": Policies(config.health),
         }
@@ -96,8 +100,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
 def biases(trainer: Trainer) -> dict[str, Tensor]:
     """A copy of every expert bias, by layer."""
     return {
-        name: moe.router.e_score_correction_bias.clone()
-        for name, moe in trainer.model.moe_layers().items()
+        name: moe.router.e_score_correction_bias.clone() for name, moe in trainer.layers.items()
     }
 
 

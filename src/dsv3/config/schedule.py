@@ -88,9 +88,12 @@ class ScheduleConfig(Section):
         first, _, batch_size, tokens = self.stretches[number]
         return tokens + (step - first) * batch_size * self.sequence_length
 
-    def micro_batch_size_of(self, share: int) -> int:
-        """Sequences of each of the equal micro batches that a rank's `share` of a step makes."""
-        largest = min(share, self.micro_batch_size)
+    def micro_batch_size_of(self, share: int, *, at_least: int = 1) -> int:
+        """Sequences of each of the equal micro batches that a rank's `share` of a step makes.
+
+        There are `at_least` so many of them, if the share has as many sequences.
+        """
+        largest = max(min(share // at_least, self.micro_batch_size), 1)
         return next(size for size in range(largest, 0, -1) if share % size == 0)
 
     def lr_at(self, tokens_after: int) -> float:

@@ -13,7 +13,7 @@ from dsv3.config.root import RunConfig
 from dsv3.engine.adamw import MOMENT_DTYPES, make_adamw
 from dsv3.engine.collective import RankCollective
 from dsv3.engine.fragments import Fragment, FragmentedState
-from dsv3.engine.groups import expert_group, parameter_groups, wrap
+from dsv3.engine.groups import expert_group, parameter_groups, stage_grid, wrap
 from dsv3.engine.health import (
     LARGEST_NUMBER_OF_NAMES,
     NonFiniteError,
@@ -25,6 +25,8 @@ from dsv3.engine.replicas import Difference, differences
 from dsv3.engine.settings import deepspeed_settings
 from dsv3.engine.vendor import deepspeed
 from dsv3.engine.zero import ZeroState
+from dsv3.parallel.mesh import place_of
+from dsv3.parallel.pipeline import Pipeline
 
 MicroBatch = Sequence[torch.Tensor]
 
@@ -55,9 +57,12 @@ class TrainingEngine:
         *,
         device: torch.device | str,
         expert_parameter: Callable[[str], bool],
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.module = model
         self._device = torch.device(device)
+        self._pipeline = pipeline
+        self._data_ranks = config.parallelism.data_parallel_size
         optimizer = config.optimizer
         self._largest_norm = optimizer.gradient_clipping
         expert_group(config.parallelism)  # exists already if the model's dispatcher needed it
@@ -68,11 +73,17 @@ class TrainingEngine:
         )
         adamw = make_adamw(parameter_groups(model, weight_decay=optimizer.weight_decay), optimizer)
         self._engine, *_ = deepspeed.initialize(
-            model=wrapped, optimizer=adamw, config=deepspeed_settings(config)
+            model=wrapped,
+            optimizer=adamw,
+            config=deepspeed_settings(config),
+            mpu=stage_grid(config.parallelism),
         )
         self._zero = ZeroState(self._engine.optimizer)
         moment_dtype = MOMENT_DTYPES[optimizer.moment_dtype]
-        self._state = FragmentedState(model, self._zero, moment_dtype=moment_dtype)
+        saves_buffers = place_of(config.parallelism, torch.distributed.get_rank()).data_rank == 0
+        self._state = FragmentedState(
+            model, self._zero, moment_dtype=moment_dtype, saves_buffers=saves_buffers
+        )
 
     @property
     def optimizer_step(self) -> int:
@@ -114,6 +125,8 @@ class TrainingEngine:
         self, micro_batches: Sequence[MicroBatch], on_micro_batch: Callable[[], None]
     ) -> dict[str, list[float]]:
         """Run forward and backward over all micro batches; return the losses over all ranks."""
+        if self._pipeline is not None:
+            return self._accumulate_in_pipeline(self._pipeline, micro_batches, on_micro_batch)
         totals: dict[str, torch.Tensor] = {}
         for index, micro_batch in enumerate(micro_batches):
             # The boundary is where ZeRO reduces gradients over the ranks.
@@ -126,6 +139,31 @@ class TrainingEngine:
                 totals[name] = totals.get(name, 0) + loss.detach().float()
             on_micro_batch()
         return self._means(totals, len(micro_batches))
+
+    def _accumulate_in_pipeline(
+        self,
+        pipeline: Pipeline,
+        micro_batches: Sequence[MicroBatch],
+        on_action: Callable[[], None],
+    ) -> dict[str, list[float]]:
+        """The same where every rank holds some parts of the model.
+
+        A loss that is not finite is found when all micro batches are through: before that no rank
+        may stop to ask the others.
+        """
+        self._engine.set_gradient_accumulation_boundary(False)
+
+        def backward(root: torch.Tensor) -> None:
+            self._engine.backward(root, scale_wrt_gas=False)
+
+        totals = pipeline.train(micro_batches, backward, on_action)
+        self._engine.set_gradient_accumulation_boundary(True)
+        self._zero.reduce_gradients(self._engine)
+        losses = self._means(totals, len(micro_batches))
+        objective = next(iter(losses.values()))[0]
+        if not math.isfinite(objective):
+            raise self._non_finite("loss", objective, [], losses)
+        return losses
 
     def _finite_gradient_norm(self, losses: dict[str, list[float]]) -> float:
         grad_norm = self._zero.gradient_norm()  # over all ranks: all raise together
@@ -165,11 +203,11 @@ class TrainingEngine:
         }
 
     def _mean_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
-        ranks = torch.distributed.get_world_size()
-        if ranks > 1:
+        """Mean over the data ranks of sums over the stages."""
+        if torch.distributed.get_world_size() > 1:
             value = value.clone()
             torch.distributed.all_reduce(value)
-            value /= ranks
+            value /= self._data_ranks
         return value
 
     @contextmanager

@@ -41,8 +41,14 @@ class FragmentedState:
     """The engine's state under canonical names: what a checkpoint saves and loads."""
 
     def __init__(
-        self, model: nn.Module, zero: ZeroState, *, moment_dtype: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        zero: ZeroState,
+        *,
+        moment_dtype: torch.dtype = torch.float32,
+        saves_buffers: bool = True,
     ) -> None:
+        self._saves_buffers = saves_buffers  # one rank of those that hold the same layers
         self._model = model
         self._zero = zero
         self._dtypes = {"master": torch.float32} | dict.fromkeys(MOMENTS, moment_dtype)
@@ -69,10 +75,9 @@ class FragmentedState:
                 for kind, flat in kinds.items():
                     data = flat.detach()[part.owned]
                     yield Fragment(f"{kind}/{part.name}", part.shape, part.offset, data, True)
-        first = torch.distributed.get_rank() == 0
         for name, buffer in self._persistent_buffers():
             data = buffer.detach().view(-1)
-            yield Fragment(f"buffer/{name}", tuple(buffer.shape), 0, data, first)
+            yield Fragment(f"buffer/{name}", tuple(buffer.shape), 0, data, self._saves_buffers)
 
     def expected_tensors(
         self, optimizer_step: int

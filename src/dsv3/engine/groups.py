@@ -6,7 +6,9 @@ both: `Trained` wraps it and carries a marker layer without parameters. The grou
 before the model, by `expert_group`, because the model's dispatcher needs one of them.
 """
 
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ import torch.distributed
 from torch import nn
 
 from dsv3.config.parallelism import ParallelismConfig
-from dsv3.engine.vendor import MoE
+from dsv3.engine.vendor import MoE, PipeDataParallelTopology, PipelineParallelGrid
 from dsv3.engine.vendor import groups as deepspeed_groups
 from dsv3.parallel.mesh import place_of
 
@@ -43,6 +45,35 @@ def expert_group(layout: ParallelismConfig) -> torch.distributed.ProcessGroup:
         assert list(ranks) == list(expected), f"{name} {ranks=} {expected=}"
     group: torch.distributed.ProcessGroup = deepspeed_groups._get_expert_parallel_group(name)
     return group
+
+
+def stage_grid(layout: ParallelismConfig) -> PipelineParallelGrid | None:
+    """DeepSpeed's view of the stages, which it needs to find the data ranks of each (collective).
+
+    None without a pipeline.
+    """
+    if layout.pipeline_parallel_size == 1:
+        return None
+    topology = PipeDataParallelTopology(
+        num_pp=layout.pipeline_parallel_size, num_dp=layout.data_parallel_size
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the topology
+        grid = PipelineParallelGrid(topology=topology)
+    place = place_of(layout, torch.distributed.get_rank())
+    data_ranks = torch.distributed.get_process_group_ranks(grid.get_data_parallel_group())
+    assert data_ranks == list(place.data_ranks), f"{data_ranks=} {place.data_ranks=}"
+    return grid
+
+
+def pipeline_lanes(
+    layout: ParallelismConfig, names: Sequence[str]
+) -> dict[str, torch.distributed.ProcessGroup]:
+    """A group of this rank's pipeline for each of `names` (collective)."""
+    place = place_of(layout, torch.distributed.get_rank())
+    ranks = list(place.pipeline_ranks)
+    return {
+        name: torch.distributed.new_group(ranks, use_local_synchronization=True) for name in names
+    }
 
 
 class ExpertMarker(MoE):  # type: ignore[misc]

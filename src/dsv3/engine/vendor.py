@@ -20,6 +20,7 @@ with (
     from deepspeed.accelerator import get_accelerator
     from deepspeed.moe.layer import MoE
     from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
     from deepspeed.utils import groups
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -28,6 +29,8 @@ bf16_optimizer.see_memory_usage = lambda *_arguments, **_keywords: None
 
 __all__ = [
     "MoE",
+    "PipeDataParallelTopology",
+    "PipelineParallelGrid",
     "comm",
     "deepspeed",
     "get_accelerator",

@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+REDUCED_ELEMENTS = 500_000_000  # at once, of those of BF16_Optimizer
 NORM_CHUNK = 4096  # elements whose squares are added in FP32, before FP64 takes over
 
 
@@ -66,6 +67,18 @@ class ZeroState:
                 *columns, zero.real_dp_process_group, strict=True
             )
         ]
+
+    def reduce_gradients(self, engine: Any) -> None:
+        """Share out what backward passes have accumulated (collective over the data ranks).
+
+        For backward passes of which none is the last for all parameters, as in a pipeline; for
+        ZeRO-1.
+        """
+        if self._accumulates_apart:
+            engine.buffered_allreduce_fallback(grads=None, elements_per_buffer=REDUCED_ELEMENTS)
+        else:
+            self.optimizer.set_gradient_accumulation_boundary(True)
+            self.optimizer.reduce_gradients(pipeline_parallel=True)
 
     def gradients(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
         """Accumulated gradients this rank owns, after the last backward and before the step."""

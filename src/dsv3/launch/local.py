@@ -7,7 +7,6 @@ import socket
 import sys
 from pathlib import Path
 
-import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
 from dsv3.launch.environment import rank_environment
@@ -27,7 +26,7 @@ _RANKS_PER_CORE = 8
 
 
 def refuse_several_ranks(config: RunConfig) -> None:
-    """Raise CapacityError for more ranks than can be started here, or for a pipeline.
+    """Raise CapacityError for more ranks than can be started here.
 
     Whether there is a GPU for each and memory for all, `plan.capacity` has checked.
     """
@@ -41,9 +40,6 @@ def refuse_several_ranks(config: RunConfig) -> None:
         f" x expert_data_parallel_size={layout.expert_data_parallel_size})"
     )
     look = "look at this one with `dsv3 plan` or `dsv3 train --dry-run`"
-    if layout.pipeline_parallel_size > 1:
-        rule = f"dsv3 {dsv3.__version__} does not train pipelines yet"
-        raise CapacityError(Problem(setting, rule, f"choose a layout of one stage; {look}"))
     machine = this_machine()
     most = _RANKS_PER_CORE * machine.cores
     if device_kind(config, machine) == "cpu" and layout.world_size > most:

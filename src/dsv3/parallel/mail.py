@@ -20,11 +20,16 @@ class Mail:
     """
 
     def __init__(
-        self, holders: Sequence[int], rank: int, lanes: Mapping[str, dist.ProcessGroup]
+        self,
+        holders: Sequence[int],
+        rank: int,
+        lanes: Mapping[str, dist.ProcessGroup],
+        device: torch.device,
     ) -> None:
         self.holders = tuple(holders)
         self._rank = rank
         self._lanes = lanes
+        self._device = device
         self._on_the_way: deque[tuple[dist.Work, Tensor]] = deque()
         self._at_home: dict[tuple[str, int], deque[Tensor]] = defaultdict(deque)
 
@@ -40,12 +45,14 @@ class Mail:
         while len(self._on_the_way) > LARGEST_NUMBER_ON_THE_WAY:
             self._on_the_way.popleft()[0].wait()
 
-    def receive(self, like: Tensor, lane: str, from_part: int, to_part: int) -> Tensor:
-        """The next tensor of a part for one of this rank's, of the shape and kind of `like`."""
+    def receive(
+        self, shape: Sequence[int], dtype: torch.dtype, lane: str, from_part: int, to_part: int
+    ) -> Tensor:
+        """The next tensor of a part for one of this rank's, as it was sent."""
         source = self.holders[from_part]
         if source == self._rank:
             return self._at_home[lane, to_part].popleft()
-        tensor = torch.empty_like(like)
+        tensor = torch.empty(shape, dtype=dtype, device=self._device)
         dist.recv(tensor, src=source, group=self._lanes[lane])
         return tensor
 

@@ -59,11 +59,13 @@ class Program(Protocol):
 
 
 class Route(NamedTuple):
-    """The global numbers of this rank's parts, and where the model begins and ends."""
+    """This rank's parts by their numbers in the model, and what travels between parts."""
 
     parts: tuple[int, ...]
-    last: int
+    last: int  # the part that ends the model
     has_mtp: bool
+    hidden_size: int
+    dtype: torch.dtype  # of hidden states
 
 
 @dataclass
@@ -80,8 +82,7 @@ class Held:
 class Pipeline:
     """This rank's place in a pipeline: runs its parts in the order of a schedule.
 
-    `actions` gives that order for a number of micro batches. `like(B, S)` is an empty tensor of the
-    shape and type of hidden states.
+    `actions` gives that order for a number of micro batches.
     """
 
     def __init__(
@@ -91,13 +92,11 @@ class Pipeline:
         mail: Mail,
         *,
         actions: Callable[[int], Iterable[Action]],
-        like: Callable[[int, int], Tensor],
     ) -> None:
         self._program = program
         self._route = route
         self._mail = mail
         self._actions = actions
-        self._like = like
         self._held: dict[tuple[int, int], Held] = {}
 
     def train(
@@ -147,16 +146,17 @@ class Pipeline:
 
     def _inputs(self, number: int, input_ids_BS: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hidden states for a part, and embedded tokens where they are needed or were made."""
-        route, like = self._route, self._like(*input_ids_BS.shape)
+        route = self._route
         if number == 0:
             hidden_BSD = embedded_BSD = self._program.embed(input_ids_BS)
             if route.has_mtp and route.last > 0:
                 self._mail.send(embedded_BSD, EMBEDDED, route.last)
             return hidden_BSD, embedded_BSD
         lane = _lane(FORWARD, self._part_of_sender(number - 1))
-        hidden_BSD = self._mail.receive(like, lane, number - 1, number)
+        kind = (*input_ids_BS.shape, route.hidden_size), route.dtype
+        hidden_BSD = self._mail.receive(*kind, lane, number - 1, number)
         if number == route.last and route.has_mtp:
-            return hidden_BSD, self._mail.receive(like, EMBEDDED, 0, number)
+            return hidden_BSD, self._mail.receive(*kind, EMBEDDED, 0, number)
         return hidden_BSD, None
 
     def _forward(
@@ -194,16 +194,14 @@ class Pipeline:
 
     def _backward(self, place: tuple[int, int], backward: Callable[[Tensor], None]) -> None:
         part, number = place[0], self._route.parts[place[0]]
-        held, root = self._held.pop(place), None
+        held = self._held.pop(place)
         root = held.root
         if held.hidden_out is not None:
             lane = _lane(BACKWARD, self._part_of_sender(number + 1))
-            gradient = self._mail.receive(held.hidden_out, lane, number + 1, number)
-            root = root + continued(held.hidden_out, gradient)
+            root = root + self._continued(held.hidden_out, lane, number + 1, number)
         if held.embedded_out is not None:
             last = self._route.last
-            gradient = self._mail.receive(held.embedded_out, EMBEDDED_BACK, last, number)
-            root = root + continued(held.embedded_out, gradient)
+            root = root + self._continued(held.embedded_out, EMBEDDED_BACK, last, number)
         backward(root)
         if held.hidden_in is not None:
             assert held.hidden_in.grad is not None
@@ -212,16 +210,20 @@ class Pipeline:
             assert held.embedded_in.grad is not None
             self._mail.send(held.embedded_in.grad, EMBEDDED_BACK, 0)
 
+    def _continued(self, out: Tensor, lane: str, from_part: int, to_part: int) -> Tensor:
+        gradient = self._mail.receive(out.shape, out.dtype, lane, from_part, to_part)
+        return continued(out, gradient)
+
     def _part_of_sender(self, number: int) -> int:
         """Which of its holder's parts a part of the model is: the holder's parts, in order."""
         holders = self._mail.holders
         return sum(holder == holders[number] for holder in holders[:number])
 
 
-def lanes(parts: int) -> list[str]:
-    """The names of all lanes of a pipeline whose ranks hold so many parts each."""
-    both = [_lane(kind, part) for kind in (FORWARD, BACKWARD) for part in range(parts)]
-    return [*both, EMBEDDED, EMBEDDED_BACK]
+def lanes(parts: int, *, has_mtp: bool) -> list[str]:
+    """The lanes of a pipeline whose ranks hold so many parts each."""
+    names = [_lane(kind, part) for kind in (FORWARD, BACKWARD) for part in range(parts)]
+    return [*names, EMBEDDED, EMBEDDED_BACK] if has_mtp else names
 
 
 def continued(tensor: Tensor, gradient: Tensor) -> Tensor:

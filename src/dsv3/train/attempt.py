@@ -23,11 +23,13 @@ from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.digests import Digests, StepDigests
 from dsv3.train.heartbeat import Heartbeat
+from dsv3.train.layers import ModelLayers
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.policies import Policies
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
+from dsv3.train.stages import PipelinedModel, build_pipeline
 
 
 def train_attempt(
@@ -80,7 +82,8 @@ def _train(
 ) -> dict[str, Any]:
     device = ranks.device
     model = build_model(config, device, ranks.place)
-    engine = build_engine(model, config, device)
+    pipeline = build_pipeline(model, config, ranks.place, device)
+    engine = build_engine(model, config, device, pipeline)
     checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
     seed_streams(config.seed, ranks.rank, step=0, device=device)
     with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
@@ -95,7 +98,7 @@ def _train(
         reporter.note(f"going on from {checkpoints.newest}")
     length = config.schedule.sequence_length
     held_out = validation_samples(prepared, length, config.evaluation.sequences)
-    layers = model.moe_layers()
+    layers = ModelLayers.of_model(model, device, ranks)
     digests = Digests()
     if config.run.digests:
         curves, fingerprint = scheduled(config), prepared.fingerprint
@@ -106,7 +109,7 @@ def _train(
         heartbeat=heartbeat,
         config=config,
         device=device,
-        model=model,
+        model=model if pipeline is None else PipelinedModel(model, pipeline),
         layers=layers,
         engine=engine,
         samples=TrainingSamples(prepared, length, config.seed),

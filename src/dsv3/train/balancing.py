@@ -1,13 +1,13 @@
 """What the load of a step changes: expert biases (report 2.1.2), the loss per global batch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dsv3.config.balance import BalanceConfig, BiasUpdateRule
 from dsv3.model.moe import MoE
-from dsv3.model.transformer import Transformer
 from dsv3.train.load import Load, take_load
 from dsv3.train.ranks import Ranks
 
@@ -45,8 +45,15 @@ def bias_change(load_E: Tensor, rule: BiasUpdateRule) -> Tensor:
             return underload_E.double() / tokens.clamp(min=1)
 
 
+class Routed(Protocol):
+    """A model, or this rank's view of one that a pipeline holds."""
+
+    def route(self, input_ids_BS: Tensor) -> None:
+        """Run every MoE layer for its counters alone."""
+
+
 def count_batch(
-    model: Transformer,
+    model: Routed,
     layers: Mapping[str, MoE],
     micro_batches: Sequence[Sequence[Tensor]],
     balance: BalanceConfig,

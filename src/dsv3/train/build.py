@@ -16,6 +16,8 @@ from dsv3.model.names import is_expert
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.dispatch import AllToAllDispatcher, LocalDispatcher
 from dsv3.parallel.mesh import Place
+from dsv3.parallel.pipeline import Pipeline
+from dsv3.train.stages import layers_held
 
 WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,7 +41,8 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
     """The model with its initial weights, in the type of the precision recipe.
 
     With a `place` in the layout of a run, for which the process group must be there, it holds the
-    experts of that rank, and tokens travel to those of the others; without one it holds them all.
+    layers and experts of that rank, and tokens travel to the experts of the others; without one it
+    holds them all.
     """
     experts = config.model.n_routed_experts
     local = range(experts) if place is None else place.local_experts(experts)
@@ -53,6 +56,7 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
             config.model,
             backend=TorchBackend(),
             dispatcher=dispatcher,
+            parts=None if place is None else layers_held(config, place.stage),
             local_experts=local,
             balance=config.balance,
             mtp=config.mtp,
@@ -64,9 +68,16 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
     return model
 
 
-def build_engine(model: Transformer, config: RunConfig, device: torch.device) -> TrainingEngine:
+def build_engine(
+    model: Transformer,
+    config: RunConfig,
+    device: torch.device,
+    pipeline: Pipeline | None = None,
+) -> TrainingEngine:
     """The engine around the model, its masters at the exact FP32 initial values."""
-    engine = TrainingEngine(model, config, device=device, expert_parameter=is_expert)
+    engine = TrainingEngine(
+        model, config, device=device, expert_parameter=is_expert, pipeline=pipeline
+    )
     if config.precision.recipe != "fp32":
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 

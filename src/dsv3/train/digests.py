@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dsv3.checkpoint.random_state import advance_streams, capture_random_state
 from dsv3.engine.engine import TrainingEngine
-from dsv3.model.moe import MoE
 from dsv3.plan.scheduled import Scheduled
+from dsv3.train.layers import ModelLayers
 from dsv3.train.load import Load
 from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
@@ -61,7 +61,7 @@ class StepDigests(Digests):
         self,
         ranks: Ranks,
         engine: TrainingEngine,
-        layers: Mapping[str, MoE],
+        layers: ModelLayers,
         scheduled: Iterable[Scheduled],
         reporter: Reports,
         *,
@@ -89,6 +89,7 @@ class StepDigests(Digests):
         advance_streams(device)
         streams = _of_each(capture_random_state(device))
         of_ranks = self._ranks.all_gather({"batch": self._batch, "streams": streams})
+        biases_LE = self._layers.biases()
         self._reporter.digests(
             {
                 **position.state(),
@@ -96,8 +97,8 @@ class StepDigests(Digests):
                 "batch": [each["batch"] for each in of_ranks],
                 "tokens_per_expert": self._loads,
                 "biases": {
-                    name: _of_tensors([moe.router.e_score_correction_bias])
-                    for name, moe in self._layers.items()
+                    name: _of_tensors([bias_E])
+                    for name, bias_E in zip(self._layers.names, biases_LE, strict=True)
                 },
                 "streams": [each["streams"] for each in of_ranks],
                 "state": _of_each(state()),

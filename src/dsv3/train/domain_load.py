@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv3.model.transformer import Transformer
+from dsv3.train.layers import ModelLayers
 from dsv3.train.load import dead_experts, load_entropy, max_violation
 from dsv3.train.ranks import Ranks
 
@@ -75,16 +75,13 @@ class DomainLoad:
 class DomainLoadCounter:
     """Adds up what the MoE layers of a model counted in their last pass."""
 
-    def __init__(self, model: Transformer, domains: Sequence[str]) -> None:
+    def __init__(self, layers: ModelLayers, domains: Sequence[str]) -> None:
         # NOTE footgun: MTP modules do not run here, and keep the counts of an older pass.
-        self._layers = {
-            name: moe
-            for name, moe in model.moe_layers().items()
-            if int(name.split(".")[2]) < model.config.num_hidden_layers
-        }
+        self._layers = layers
+        self._names = layers.names[: len(layers.names) - layers.mtp_depth]
         self._domains = tuple(sorted(domains))
-        experts = model.config.n_routed_experts if self._layers else 0
-        shape = (len(self._domains), len(self._layers), experts)
+        experts = layers.experts if self._names else 0
+        shape = (len(self._domains), len(self._names), experts)
         self._tokens = torch.zeros(shape, dtype=torch.int64)
         self._peaks = torch.zeros(shape[:2], dtype=torch.int64)
         self._sequences = torch.zeros(shape[0], dtype=torch.int64)
@@ -93,8 +90,10 @@ class DomainLoadCounter:
         """Take the last pass, whose sequences were of these domains."""
         places_B = torch.tensor([self._domains.index(domain) for domain in domains])
         self._sequences.index_add_(0, places_B, torch.ones_like(places_B))
-        for layer, (name, moe) in enumerate(self._layers.items()):
-            counts_BE = moe.last_tokens_per_expert_BE
+        for layer, name in enumerate(self._names):
+            if name not in self._layers:
+                continue
+            counts_BE = self._layers[name].last_tokens_per_expert_BE
             assert counts_BE is not None, f"{name} has not run"
             counts_BE = counts_BE.cpu()
             assert counts_BE.shape[0] == len(domains), f"{name} {counts_BE.shape=}"
@@ -105,5 +104,7 @@ class DomainLoadCounter:
         """What was counted, over all `ranks`."""
         counts = (self._tokens, self._peaks, self._sequences)
         if ranks is not None:
-            counts = (ranks.sum(counts[0]), ranks.sum(counts[1]), ranks.sum(counts[2]))
-        return DomainLoad(self._domains, tuple(self._layers), *counts)
+            # Each stage has seen every sequence.
+            sequences = self._sequences if ranks.place.stage == 0 else self._sequences * 0
+            counts = (ranks.sum(counts[0]), ranks.sum(counts[1]), ranks.sum(sequences))
+        return DomainLoad(self._domains, self._names, *counts)

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsv3.data.samples import ValidationSample
-from dsv3.model.transformer import Transformer
 from dsv3.train.domain_load import DomainLoad, DomainLoadCounter
+from dsv3.train.layers import ModelLayers
 from dsv3.train.ranks import Ranks
 
 
@@ -95,13 +96,27 @@ class Evaluation:
         return self.record() | {"domains": domains, "layers": self.load.by_layer()}
 
 
+class Evaluated(Protocol):
+    """A model, or this rank's view of one that a pipeline holds.
+
+    The losses and shares of other ranks are zero here: they add up over the ranks.
+    """
+
+    def token_losses(self, input_ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
+        """Cross entropy of every label, FP32 [B, S]."""
+
+    def mtp_acceptance(self, input_ids_BS: Tensor) -> Tensor:
+        """Share of agreement of each MTP module, FP32 [D]."""
+
+
 def evaluate(
-    model: Transformer,
+    model: Evaluated,
     samples: Sequence[ValidationSample],
     batch_size: int,
     device: torch.device,
     *,
     ranks: Ranks | None = None,
+    layers: ModelLayers,
     mtp_depth: int = 0,
     on_batch: Callable[[int, float], None] | None = None,
 ) -> Evaluation:
@@ -111,7 +126,7 @@ def evaluate(
     out of loss and load. No random numbers are drawn, and nothing training counts on is touched.
     `on_batch` is told the batches done here and the loss of the last.
     """
-    counter = DomainLoadCounter(model, sorted({sample.domain for sample in samples}))
+    counter = DomainLoadCounter(layers, sorted({sample.domain for sample in samples}))
     # What each sample and batch came to, in a place of its own: sums do not depend on the ranks.
     nats_N = torch.zeros(len(samples), dtype=torch.float64)
     starts = range(0, len(samples), batch_size)
@@ -140,9 +155,11 @@ def evaluate(
 def _dealt(batches: int, ranks: Ranks | None) -> Iterator[tuple[int, bool]]:
     """This rank's batches; ranks that have fewer repeat the last, for nobody may run alone.
 
-    Tokens go to the experts of other ranks: all of them have to be there for every batch.
+    The ranks of a pipeline have the same ones. Tokens go to the experts of other ranks: all of
+    them have to be there for every batch.
     """
-    rank, size = (ranks.rank, ranks.size) if ranks is not None else (0, 1)
+    place = None if ranks is None else ranks.place
+    rank, size = (0, 1) if place is None else (place.data_rank, len(place.data_ranks))
     for first in range(0, batches, size):
         yield min(first + rank, batches - 1), first + rank < batches
 

@@ -18,6 +18,7 @@ from dsv3.train.console import Presenter, open_console
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_non_finite_loss
+from dsv3.train.layers import ModelLayers
 from dsv3.train.position import Position
 from dsv3.train.weights import find_checkpoint, load_weights
 
@@ -80,6 +81,7 @@ def _evaluate(
             samples,
             config.schedule.micro_batch_size,
             device,
+            layers=ModelLayers.of_model(model, device),
             mtp_depth=config.mtp.num_nextn_predict_layers,
             on_batch=on_batch,
         )

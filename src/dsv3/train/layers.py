@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dsv3.config.model import ModelConfig
 from dsv3.model.moe import MoE
+from dsv3.model.transformer import Transformer
 from dsv3.train.ranks import Ranks
 
 
@@ -24,9 +24,11 @@ class ModelLayers(dict[str, MoE]):
         experts: int,
         top_k: int,
         device: torch.device,
+        mtp_depth: int = 0,
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__(held)
+        self.mtp_depth = mtp_depth  # the last so many layers are those of MTP modules
         self.names = tuple(names)
         self.experts = experts
         self.top_k = top_k
@@ -36,16 +38,21 @@ class ModelLayers(dict[str, MoE]):
 
     @classmethod
     def of_model(
-        cls, held: Mapping[str, MoE], config: ModelConfig, *, mtp_depth: int, ranks: Ranks
+        cls,
+        model: Transformer,
+        device: torch.device,
+        ranks: Ranks | None = None,
     ) -> "ModelLayers":
-        """The layers of a model whose other layers other stages hold."""
+        """The layers of a model, of which other stages may hold some."""
+        config, mtp_depth = model.config, model.mtp_depth
         numbers = range(config.first_k_dense_replace, config.num_hidden_layers + mtp_depth)
         return cls(
-            held,
+            model.moe_layers(),
             names=[f"model.layers.{number}.mlp" for number in numbers],
             experts=config.n_routed_experts,
             top_k=config.num_experts_per_tok,
-            device=ranks.device,
+            device=device,
+            mtp_depth=mtp_depth,
             ranks=ranks,
         )
 

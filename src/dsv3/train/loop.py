@@ -12,7 +12,6 @@ from dsv3.data.loader import read_batch
 from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import StepResult, TrainingEngine
 from dsv3.engine.health import RefusedStepError
-from dsv3.model.moe import MoE
 from dsv3.model.transformer import Transformer
 from dsv3.plan.scheduled import in_force
 from dsv3.runs.directory import RunDirectory
@@ -24,6 +23,7 @@ from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
 from dsv3.train.health import refuse_different_replicas, refuse_non_finite_loss
 from dsv3.train.heartbeat import Heartbeat
+from dsv3.train.layers import ModelLayers
 from dsv3.train.load import load_record, take_load
 from dsv3.train.policies import Policies
 from dsv3.train.position import Position
@@ -31,6 +31,7 @@ from dsv3.train.ranks import Ranks
 from dsv3.train.refusal import refuse, without_update
 from dsv3.train.reporter import Record, Reports
 from dsv3.train.signals import StopRequest, stopped_by_signal
+from dsv3.train.stages import PipelinedModel
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Trainer:
     heartbeat: Heartbeat
     config: RunConfig
     device: torch.device
-    model: Transformer
-    layers: dict[str, MoE]
+    model: Transformer | PipelinedModel  # for passes without a gradient
+    layers: ModelLayers
     engine: TrainingEngine
     samples: TrainingSamples
     validation: list[ValidationSample]
@@ -170,6 +171,7 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
             trainer.validation,
             batch_size,
             device,
+            layers=trainer.layers,
             ranks=trainer.ranks,
             mtp_depth=depth,
             on_batch=lambda _batch, _loss: trainer.heartbeat.beat(),
@@ -188,7 +190,8 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
     schedule, position = trainer.config.schedule, trainer.position
     place = trainer.ranks.place
     share = schedule.batch_size_at(position.tokens) // len(place.data_ranks)
-    size = schedule.micro_batch_size_of(share)
+    layout = trainer.config.parallelism
+    size = schedule.micro_batch_size_of(share, at_least=layout.fewest_micro_batches)
     begin = position.samples + place.data_rank * share
     batches: list[tuple[Tensor, ...]] = []
     for first in range(begin, begin + share, size):

@@ -23,7 +23,6 @@ class FakeModel:
     """Loses, on every label, as many nats as the label's number; sends label n to expert n % 4."""
 
     def __init__(self):
-        self.config = SimpleNamespace(num_hidden_layers=3, n_routed_experts=4)
         # Layer 3 is that of an MTP module: it does not run, its counts are of another pass.
         self.layers = {f"model.layers.{n}.mlp": FakeMoE() for n in (1, 2, 3)}
         self.layers["model.layers.3.mlp"].last_tokens_per_expert_BE = torch.full((9, 4), 777)

@@ -19,7 +19,7 @@ CLOCKED = ("tokens_per_second", "checkpoint_stall_s")
 
 
 class Row(NamedTuple):
-    """One way to train."""
+    """One way to train; the layout of a pipeline is followed by its schedule."""
 
     layout: str
     accumulation: int
@@ -41,18 +41,27 @@ class Row(NamedTuple):
     @property
     def world(self) -> int:
         """Ranks."""
-        return {"single": 1, "ep2": 2, "dp2": 2, "ep4": 4, "ep2_dp2": 4}[self.layout]
+        return {"single": 1, "ep2": 2, "dp2": 2, "pp2": 2}.get(self.parallelism, 4)
+
+    @property
+    def parallelism(self) -> str:
+        """The layout without its schedule."""
+        return self.layout.partition(":")[0]
 
     @property
     def overrides(self) -> list[str]:
         """The row as a user would type it."""
         arm, _, counts = self.arm.partition(":")
+        schedule = self.layout.partition(":")[2]
+        stages = int(self.layout[2]) if schedule else 1
         return [
-            f"parallelism={self.layout}",
+            f"parallelism={self.parallelism}",
             f"parallelism.zero_stage={self.zero_stage}",
+            *([f"parallelism.pipeline_schedule={schedule}"] if schedule else []),
+            "model.num_hidden_layers=4",  # one for each part of a pipeline, the first one dense
             f"schedule.global_batch_size={SEQUENCES}",
             f"schedule.batch_size_quantum={SEQUENCES}",
-            f"schedule.micro_batch_size={SEQUENCES // self.world // self.accumulation}",
+            f"schedule.micro_batch_size={SEQUENCES * stages // self.world // self.accumulation}",
             f"schedule.total_tokens={STEPS * SEQUENCES * 12}",
             # Rounding grows through large weights, and with the way that weights have come.
             "model.initializer_range=0.08",
@@ -79,6 +88,18 @@ ROWS = (
     Row("ep2_dp2", 4, 1, "aux_free_seq", "depth1", "fp32"),
     Row("ep4", 4, 2, "aux_batch:previous_step", "off", "bf16"),
     Row("ep2_dp2", 1, 1, "aux_free", "off", "bf16"),
+    Row("pp2:1f1b", 1, 1, "none", "off", "fp32"),
+    Row("pp2:1f1b", 4, 1, "aux_batch", "depth1", "fp32"),
+    Row("pp2:dualpipev", 4, 1, "aux_loss", "depth1", "fp32"),
+    Row("pp2:dualpipev", 8, 1, "aux_free", "off", "fp32"),
+    Row("pp2:1f1b", 8, 1, "aux_free", "depth1", "bf16"),
+    Row("pp4:1f1b", 8, 1, "aux_free_seq", "depth1", "fp32"),
+    Row("pp2_ep2:1f1b", 2, 1, "aux_loss_v2", "depth1", "fp32"),
+    Row("pp2_ep2:1f1b", 8, 1, "aux_free", "off", "fp32"),
+    Row("pp2_ep2:dualpipev", 4, 1, "aux_batch", "depth1", "fp32"),
+    Row("pp2_ep2:dualpipev", 8, 1, "none", "depth1", "fp32"),
+    Row("pp2_ep2:dualpipev", 4, 1, "aux_free", "off", "bf16"),
+    Row("pp2_dp2:dualpipev", 4, 1, "aux_batch:previous_step", "off", "bf16"),
 )
 
 
@@ -91,9 +112,8 @@ def train(row: Row) -> tuple[Any, dict[str, Tensor]]:
     """The lines of all steps, and the biases after them."""
     with training(*row.overrides) as trainer:
         lines = [train_step(trainer) for _ in range(STEPS)]
-        biases = {
-            name: moe.router.e_score_correction_bias.clone() for name, moe in trainer.layers.items()
-        }
+        biases = dict(zip(trainer.layers.names, trainer.layers.biases().unbind(), strict=True))
+        biases = {name: bias_E.clone() for name, bias_E in biases.items()}
     return [{k: v for k, v in line.items() if k not in CLOCKED} for line in lines], biases
 
 

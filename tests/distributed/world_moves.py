@@ -50,7 +50,12 @@ class Layout(NamedTuple):
         return f"{self.parallelism}-zero{self.zero_stage}"
 
 
-SOURCES = (Layout("single"), Layout("ep2", accumulation=2), Layout("ep2_dp2", 2))
+SOURCES = (
+    Layout("single"),
+    Layout("ep2", accumulation=2),
+    Layout("ep2_dp2", 2),
+    Layout("pp2_ep2:1f1b", accumulation=4),
+)
 TARGETS = (
     Layout("single"),
     Layout("ep2", 2),
@@ -58,6 +63,8 @@ TARGETS = (
     Layout("ep4"),
     Layout("ep2_dp2"),
     Layout("ep2_dp2", 2),
+    Layout("pp2:dualpipev", accumulation=4),
+    Layout("pp2_ep2:dualpipev", accumulation=4),
 )
 MOVES = [(source, to) for source in SOURCES for to in TARGETS if source.row.world != to.row.world]
 

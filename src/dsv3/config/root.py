@@ -65,4 +65,5 @@ class RunConfig(Section):
     def gradient_accumulation_steps(self) -> int:
         """Micro batches per rank in a step of full size; the batch divides over the ranks."""
         share = self.schedule.global_batch_size // self.parallelism.data_parallel_size
-        return share // self.schedule.micro_batch_size_of(share)
+        fewest = self.parallelism.fewest_micro_batches
+        return share // self.schedule.micro_batch_size_of(share, at_least=fewest)

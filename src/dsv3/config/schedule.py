@@ -33,7 +33,9 @@ class ScheduleConfig(Section):
         "The batch follows its curve in multiples of so many sequences.", gt=0
     )
     micro_batch_size: int = field(
-        "Sequences per rank in one forward pass, at most: a smaller step has smaller ones.", gt=0
+        "Sequences per rank in one forward pass, at most: a smaller step has smaller ones, and a"
+        " pipeline as many micro batches as fill it.",
+        gt=0,
     )
     lr: float = field("Peak learning rate; the curve's values are fractions of it.", gt=0)
     lr_curve: Curve = field("Learning rate over tokens, as a fraction of `lr`.")
@@ -88,9 +90,13 @@ class ScheduleConfig(Section):
         first, _, batch_size, tokens = self.stretches[number]
         return tokens + (step - first) * batch_size * self.sequence_length
 
-    def micro_batch_size_of(self, share: int) -> int:
-        """Sequences of each of the equal micro batches that a rank's `share` of a step makes."""
-        largest = min(share, self.micro_batch_size)
+    def micro_batch_size_of(self, share: int, at_least: int = 1) -> int:
+        """Sequences of each of the equal micro batches that a rank's `share` of a step makes.
+
+        The largest that gives `at_least` so many micro batches, as a pipeline wants them, where the
+        share has so many sequences; else one.
+        """
+        largest = min(share, self.micro_batch_size, max(1, share // at_least))
         return next(size for size in range(largest, 0, -1) if share % size == 0)
 
     def lr_at(self, tokens_after: int) -> float:

@@ -39,6 +39,11 @@ class RunSection(Section):
         "Write digests.jsonl: hashes of the batch, loads, biases and random streams of every step,"
         " and of the final state. Two runs are equal bit for bit if these files are."
     )
+    timeline_step: int | None = field(
+        "Record what every rank does in this step: timeline/step-N.json, a trace for Perfetto, and"
+        " step-N.svg in the run's directory. null: none.",
+        gt=0,
+    )
 
 
 class RunConfig(Section):

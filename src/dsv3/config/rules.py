@@ -328,6 +328,17 @@ def quanta_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
     )
 
 
+def a_recorded_step_is_made(config: RunConfig) -> Iterator[Problem]:
+    """A timeline that never comes would be waited for."""
+    step, last = config.run.timeline_step, config.schedule.num_steps
+    if step is not None and step > last:
+        yield Problem(
+            f"run.timeline_step={step}",
+            f"must not exceed the {last} steps of the run",
+            f"use 1 to {last}",
+        )
+
+
 RULES = (
     experts_divide_into_groups,
     chosen_groups_exist,
@@ -353,6 +364,7 @@ RULES = (
     numbers_fit_fp32,
     batch_is_whole_quanta,
     quanta_divide_over_ranks,
+    a_recorded_step_is_made,
 )
 
 

@@ -382,6 +382,12 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "schedule.batch_size_quantum=8: must be a multiple of the 5 data-parallel ranks;"
         " use a multiple of 5",
     ),
+    (
+        rules.a_recorded_step_is_made,
+        {"schedule.total_tokens": 100_000, "run.timeline_step": 13},
+        {"run.timeline_step": 10_000},
+        "run.timeline_step=10000: must not exceed the 51 steps of the run; use 1 to 51",
+    ),
 ]
 
 

@@ -53,7 +53,7 @@ def start(
 
 def stop() -> list[Span]:
     """End the recording; its spans in the order in which they ended, none if there was none."""
-    global _recording  # noqa: PLW0603
+    global _recording
     ended, _recording = _recording, None
     return [] if ended is None else ended.spans
 

@@ -10,12 +10,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dsv3.checkpoint.collective import Collective, on_first, together
 from dsv3.config.parallelism import ParallelismConfig
 from dsv3.config.root import RunConfig
+from dsv3.files import storage_error
 from dsv3.parallel import spans
 from dsv3.parallel.mesh import place_of
 from dsv3.parallel.spans import Span
@@ -83,7 +85,11 @@ class Recorder:
     def _hand_over(self, lane: Lane) -> None:
         """By a file: of messages every rank would get those of all ranks."""
         if lane.rank in lane_ranks(self._layout):
-            self._directory.mkdir(exist_ok=True)
+            try:
+                self._directory.mkdir(exist_ok=True)
+            except OSError as error:
+                remedy = "make room for the timeline of the run there"
+                raise storage_error(self._directory, error, remedy) from error
             write_atomically(self._file_of(lane.rank), json.dumps(lane._asdict()))
 
     def _write(self, step: int) -> None:
@@ -115,10 +121,11 @@ def common_origin(ranks: Collective, clock: Callable[[], float]) -> float:
     all do at about the same time.
     """
     ranks.all_gather(None)
-    own = {"host": socket.gethostname(), "time_s": time.time(), "clock_s": clock()}
+    own: dict[str, Any] = {"host": socket.gethostname(), "time_s": time.time(), "clock_s": clock()}
     first = ranks.all_gather(own)[0]
     later_s = own["time_s"] - first["time_s"] if own["host"] == first["host"] else 0.0
-    return own["clock_s"] - later_s
+    origin_s: float = own["clock_s"] - later_s
+    return origin_s
 
 
 def _settling(device: torch.device) -> Callable[[], None]:

@@ -60,8 +60,8 @@ def heading(layout: ParallelismConfig, step: int, of_step: Bubble) -> str:
     stages = layout.pipeline_parallel_size
     sizes = f"{_number(stages, 'stage')}, {_number(of_step.micro_batches, 'micro batch', 'es')}"
     return (
-        f"step {step}: {layout.pipeline_schedule}, {sizes}; bubble {of_step.measured:.1%},"
-        f" of the schedule {of_step.of_schedule:.1%}"
+        f"step {step}: {layout.pipeline_schedule}, {sizes}; bubble {of_step.measured:.1%} measured,"
+        f" {of_step.of_schedule:.1%} of the schedule"
     )
 
 

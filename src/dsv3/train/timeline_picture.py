@@ -21,7 +21,7 @@ STYLE: dict[str, Any] = {
     "ytick.labelcolor": INK,
 }
 WIDTH, LANE_HEIGHT, AROUND = 14.0, 0.42, 1.75
-SMALLEST_LABEL = 0.014
+SMALLEST_LABEL = 0.010
 """Share of the step's width from which on a box has room for the number of its micro batch."""
 
 
@@ -40,7 +40,7 @@ KINDS: dict[tuple[str, int], Kind] = {
     ("backward", 1): Kind("backward, second part", "#eba36b"),
     ("optimizer", 0): Kind("optimizer", "#3b7d4f"),
     ("other", 0): Kind("other", "#9a8fb0"),
-    ("all_to_all", 0): Kind("all-to-all", "#1a1a1a", thin=True),
+    ("all_to_all", 0): Kind("all-to-all", "#10131a", thin=True),
 }
 """By category and part; a wait is not drawn: the rank is idle."""
 
@@ -58,9 +58,7 @@ def picture(title: str, lanes: Sequence[Lane]) -> str:
     with mpl.style.context(["default", STYLE], after_reset=True):
         figure = Figure(figsize=(WIDTH, height))
         ax = figure.subplots()
-        figure.subplots_adjust(
-            left=0.09, right=0.985, top=1 - 0.85 / height, bottom=0.6 / height
-        )
+        figure.subplots_adjust(left=0.09, right=0.985, top=1 - 0.85 / height, bottom=0.6 / height)
         figure.suptitle(title, x=0.09, y=1 - 0.2 / height, ha="left", fontsize=13, weight="bold")
         drawn: set[tuple[str, int]] = set()
         for row, lane in enumerate(lanes):
@@ -80,14 +78,14 @@ def _lane(ax: "Axes", row: int, lane: Lane, end_ms: float) -> set[tuple[str, int
     for key, kind in KINDS.items():
         boxes = [_box(span) for span in found.get(key, [])]
         bottom, height = (row + 0.2, 0.2) if kind.thin else (row - 0.4, 0.8)
-        edge = {} if kind.thin else {"edgecolor": "white", "linewidth": 0.5}
+        edge: dict[str, Any] = {} if kind.thin else {"edgecolor": "white", "linewidth": 0.5}
         ax.broken_barh(boxes, (bottom, height), facecolor=kind.colour, **edge)
     for span in lane.passes:
         start_ms, length_ms = _box(span)
         if length_ms >= SMALLEST_LABEL * end_ms:
             at = (start_ms + length_ms / 2, row - 0.08)
             number = str(span.args["micro_batch"])
-            ax.annotate(number, at, ha="center", va="center", fontsize=8, color="white")
+            ax.annotate(number, at, ha="center", va="center", fontsize=7.5, color="white")
     return found.keys() & KINDS.keys()
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TESTS = Path(__file__).resolve().parent.parent
-TIMEOUT_S = 240
+TIMEOUT_S = 400
 
 
 class Report(NamedTuple):
@@ -22,8 +22,8 @@ class Report(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def launch(world: int, directory: Path) -> dict[str, list[Report]]:
-    """Run the cases with `world` ranks; by case, the reports of all ranks.
+def launch(world: int, directory: Path) -> None:
+    """Run the cases with `world` ranks, which write their reports into `directory`.
 
     Each must end by itself, with exit code 0 and without a word: an abort at exit is a failure.
     """
@@ -56,6 +56,10 @@ def launch(world: int, directory: Path) -> dict[str, list[Report]]:
         if process.returncode != 0 or output
     ]
     assert not failures, "\n".join(failures)
+
+
+def reports_in(directory: Path, world: int) -> dict[str, list[Report]]:
+    """By case, what all ranks have reported."""
     by_rank = [_reports(directory, rank) for rank in range(world)]
     return {case: [reports[case] for reports in by_rank] for case in by_rank[0]}
 

@@ -163,6 +163,7 @@ def test_all_steps_so_far_are_saved_and_the_next_start_goes_on_exactly(
 # Stops itself as soon as the preparation of the text has begun.
 PREPARING = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 def hook(event, arguments):
     if event == "os.mkdir" and ".tmp" in str(arguments[0]) and "prepared" in str(arguments[0]):
         print("sent", flush=True)

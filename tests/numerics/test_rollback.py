@@ -22,6 +22,7 @@ from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.policies import Policies
 from dsv3.train.reporter import Reporter
+from faults.small_run import CLOCKED
 from numerics.poison import differing, everything
 from numerics.small_training import GLOBAL_BATCH_SIZE, SEQUENCE_LENGTH, training
 
@@ -83,9 +84,7 @@ def attempt(directory: Path, *overrides: str, factors: dict[int, float]) -> Iter
 
 def lines(directory: Path, name: str = "metrics") -> list[dict]:
     found = map(json.loads, (directory / f"{name}.jsonl").read_text().splitlines())
-    return [
-        {k: v for k, v in one.items() if k not in ("tokens_per_second", "time")} for one in found
-    ]
+    return [{k: v for k, v in one.items() if k not in (*CLOCKED, "time")} for one in found]
 
 
 def events(directory: Path, name: str) -> list[dict]:

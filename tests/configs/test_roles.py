@@ -25,31 +25,27 @@ RANKS = {"moe_228b": 128, "moe_671b": 2048}
 ROLES = {"moe_228b": 16 * 8, "moe_671b": 16 * 64}
 
 
-def program(config: RunConfig, rank: int) -> list[nn.Module]:
-    """What the rank holds, on the meta device: one module for each of its parts."""
+def program(config: RunConfig, rank: int) -> dict[str, nn.Parameter]:
+    """What the rank holds, on the meta device, by canonical name."""
     layout, experts = config.parallelism, config.model.n_routed_experts
     schedule, stages = layout.pipeline_schedule, layout.pipeline_parallel_size
     place, ranges = place_of(layout, rank), layer_ranges(config)
     with torch.device("meta"):
-        return [
-            Transformer(
-                config.model,
-                backend=TorchBackend(),
-                dispatcher=LocalDispatcher(experts),
-                layers=ranges[global_part(schedule, stages, place.stage, part)],
-                local_experts=place.local_experts(experts),
-                balance=config.balance,
-                mtp=config.mtp,
-            )
-            for part in range(parts_per_stage(schedule))
-        ]
-
-
-def parameters(modules: list[nn.Module]) -> dict[str, torch.nn.Parameter]:
-    """By canonical name; a name that two parts had would be lost."""
-    named = [pair for module in modules for pair in module.named_parameters()]
-    assert len(dict(named)) == len(named)
-    return dict(named)
+        model = Transformer(
+            config.model,
+            backend=TorchBackend(),
+            dispatcher=LocalDispatcher(experts),
+            parts=[
+                ranges[global_part(schedule, stages, place.stage, part)]
+                for part in range(parts_per_stage(schedule))
+            ],
+            local_experts=place.local_experts(experts),
+            balance=config.balance,
+            mtp=config.mtp,
+        )
+    found = dict(model.named_parameters())
+    assert {value.device.type for value in found.values()} == {"meta"}
+    return found
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "dualpipev"])
@@ -74,7 +70,7 @@ def test_the_roles_of_a_shipped_layout_are_the_whole_model(
         # They hold the same but for which experts these are: one is built for all of them.
         assert len({len(local) for local in of_stage}) == 1
         assert sorted(e for local in of_stage for e in local) == list(range(experts))
-        found = parameters(program(config, stage * layout.data_parallel_size))
+        found = program(config, stage * layout.data_parallel_size)
         sizes = {name: value.numel() for name, value in found.items()}
         dense = sum(size for name, size in sizes.items() if not is_expert(name))
         of_experts = sum(size for name, size in sizes.items() if is_expert(name))
@@ -93,7 +89,7 @@ def test_the_roles_of_a_shipped_layout_are_the_whole_model(
 def test_the_first_rank_of_dualpipev_begins_and_ends_the_model(name: str) -> None:
     config = compose([f"model={name}", "mtp=depth1"]).config
     assert config.parallelism.pipeline_schedule == "dualpipev"
-    first, turn = (parameters(program(config, rank)) for rank in (0, RANKS[name] - 1))
+    first, turn = (program(config, rank) for rank in (0, RANKS[name] - 1))
     ends = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"}
     assert ends <= first.keys()
     assert not ends & turn.keys()

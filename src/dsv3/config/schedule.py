@@ -90,13 +90,12 @@ class ScheduleConfig(Section):
         first, _, batch_size, tokens = self.stretches[number]
         return tokens + (step - first) * batch_size * self.sequence_length
 
-    def micro_batch_size_of(self, share: int, at_least: int = 1) -> int:
+    def micro_batch_size_of(self, share: int, *, at_least: int = 1) -> int:
         """Sequences of each of the equal micro batches that a rank's `share` of a step makes.
 
-        The largest that gives `at_least` so many micro batches, as a pipeline wants them, where the
-        share has so many sequences; else one.
+        There are `at_least` so many of them, if the share has as many sequences.
         """
-        largest = min(share, self.micro_batch_size, max(1, share // at_least))
+        largest = max(min(share // at_least, self.micro_batch_size), 1)
         return next(size for size in range(largest, 0, -1) if share % size == 0)
 
     def lr_at(self, tokens_after: int) -> float:

@@ -53,7 +53,7 @@ def modules_of(model: Transformer, depth: int) -> list[oracle.Module]:
 
 def main_states(model: Transformer, embedded_BSD: Tensor) -> tuple[Tensor, Tensor]:
     """The main model's states before and after its final norm."""
-    hidden_BSD = model.run_blocks(embedded_BSD, torch.zeros(()))[0]
+    hidden_BSD = model.run_blocks(embedded_BSD)[0]
     return hidden_BSD, model.model.norm(hidden_BSD)
 
 

@@ -1,6 +1,7 @@
 """The decoder: embedding, blocks, final norm and head, or the part of them one process holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -40,13 +41,13 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A DeepSeek-V3-style language model, or one stage of it.
+    """A DeepSeek-V3-style language model, or the parts of it that one rank of a pipeline holds.
 
-    A sequence of layers with tensors in and tensors out: `embed`, `run_blocks`, `losses`. Between
-    them go the hidden states [B, S, D] and the balance loss of the layers so far, a scalar that
-    the language-model loss does not contain. `layers` is the range of blocks held here; the
-    embedding belongs to the first of them, the final norm, the head and the MTP modules to the
-    last. MTP modules are numbered on from the last block.
+    A sequence of layers with tensors in and tensors out: `embed`, `run_blocks`, `losses`. `parts`
+    are the ranges of blocks held here, one after the other in the model but not necessarily next to
+    each other. The embedding belongs to the first block, the final norm, the head and the MTP
+    modules to the last. MTP modules are numbered on from the last block; the embedding they share
+    is not held twice: they are given what `embed` made of the tokens.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Transformer(nn.Module):
         *,
         backend: Backend,
         dispatcher: TokenDispatcher,
-        layers: range | None = None,
+        parts: Sequence[range] | None = None,
         local_experts: range | None = None,
         recompute: bool = False,
         balance: BalanceConfig | None = None,
@@ -64,7 +65,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.mtp = mtp
-        self.layer_range = range(config.num_hidden_layers) if layers is None else layers
+        self.parts = (range(config.num_hidden_layers),) if parts is None else tuple(parts)
         experts = range(config.n_routed_experts) if local_experts is None else local_experts
         self.local_experts = experts
         self.model = Decoder()
@@ -73,7 +74,7 @@ class Transformer(nn.Module):
         depth = mtp.num_nextn_predict_layers if mtp is not None and self.holds_head else 0
         last = config.num_hidden_layers
         self.mtp_range = range(last, last + depth)
-        for layer in (*self.layer_range, *self.mtp_range):
+        for layer in (*chain.from_iterable(self.parts), *self.mtp_range):
             kind = MtpModule if layer in self.mtp_range else Block
             self.model.layers[str(layer)] = kind(
                 config,
@@ -91,17 +92,17 @@ class Transformer(nn.Module):
 
     @property
     def holds_embedding(self) -> bool:
-        """Whether this part begins the model."""
-        return self.layer_range.start == 0
+        """Whether one of the parts begins the model."""
+        return any(part.start == 0 for part in self.parts)
 
     @property
     def holds_head(self) -> bool:
-        """Whether this part ends the model."""
-        return self.layer_range.stop == self.config.num_hidden_layers
+        """Whether one of the parts ends the model."""
+        return any(part.stop == self.config.num_hidden_layers for part in self.parts)
 
-    def blocks(self) -> list[Block]:
-        """The blocks held here, in order, without the MTP modules."""
-        return [self._layer(layer, Block) for layer in self.layer_range]
+    def blocks(self, part: int = 0) -> list[Block]:
+        """The blocks of a part, in order, without the MTP modules."""
+        return [self._layer(layer, Block) for layer in self.parts[part]]
 
     def mtp_modules(self) -> list[MtpModule]:
         """The MTP modules held here, by rising depth."""
@@ -115,58 +116,80 @@ class Transformer(nn.Module):
         self, input_ids_BS: Tensor, labels_BS: Tensor, mtp_loss_coeff: Tensor | None = None
     ) -> Losses:
         """Losses of the labels; `mtp_loss_coeff` (lambda) weighs the mean of the MTP modules'."""
-        hidden_BSD, balance_loss = self.run_blocks(*self.embed(input_ids_BS))
-        return self.losses(hidden_BSD, balance_loss, input_ids_BS, labels_BS, mtp_loss_coeff)
+        embedded_BSD = self.embed(input_ids_BS)
+        hidden_BSD, balance_loss = self.run_blocks(embedded_BSD)
+        return self.losses(hidden_BSD, embedded_BSD, balance_loss, labels_BS, mtp_loss_coeff)
 
     def logits(self, input_ids_BS: Tensor) -> Tensor:
         """Logits [B, S, X] in the type of the weights."""
-        hidden_BSD, _ = self.run_blocks(*self.embed(input_ids_BS))
+        hidden_BSD, _ = self.run_blocks(self.embed(input_ids_BS))
         logits_BSX: Tensor = self.lm_head(self.model.norm(hidden_BSD))
         return logits_BSX
 
-    @torch.no_grad()
     def token_losses(self, input_ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
         """Cross entropy of every label, FP32 [B, S]; without a gradient."""
-        hidden_BSD, _ = self.run_blocks(*self.embed(input_ids_BS))
+        with torch.no_grad():
+            hidden_BSD, _ = self.run_blocks(self.embed(input_ids_BS))
+        return self.token_losses_of(hidden_BSD, labels_BS)
+
+    def mtp_acceptance(self, input_ids_BS: Tensor) -> Tensor:
+        """`mtp_acceptance_of` the whole model, FP32 [D]."""
+        with torch.no_grad():
+            embedded_BSD = self.embed(input_ids_BS)
+            hidden_BSD, _ = self.run_blocks(embedded_BSD)
+        return self.mtp_acceptance_of(hidden_BSD, embedded_BSD)
+
+    def route(self, input_ids_BS: Tensor) -> None:
+        """Run every MoE layer for its counters alone, those of MTP modules too."""
+        with torch.no_grad():
+            embedded_BSD = self.embed(input_ids_BS)
+            hidden_BSD, _ = self.run_blocks(embedded_BSD)
+        self.route_mtp(hidden_BSD, embedded_BSD)
+
+    @torch.no_grad()
+    def token_losses_of(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Cross entropy of every label, FP32 [B, S], from the last hidden states."""
         hidden_TD = self.model.norm(hidden_BSD).flatten(0, 1)
         losses_T = linear_token_losses(hidden_TD, self.lm_head.weight, labels_BS.flatten())
         return losses_T.view_as(labels_BS)
 
     @torch.no_grad()
-    def route(self, input_ids_BS: Tensor) -> None:
-        """Run every MoE layer for its counters alone, those of MTP modules too."""
-        hidden_BSD, balance_loss = self.run_blocks(*self.embed(input_ids_BS))
-        if self.mtp_range:
-            for _ in self._run_mtp(hidden_BSD, balance_loss, input_ids_BS):
-                pass
+    def route_mtp(self, hidden_BSD: Tensor, embedded_BSD: Tensor) -> None:
+        """Run the MoE layers of the MTP modules, if there are any, for their counters alone."""
+        for _ in self._run_mtp(hidden_BSD, embedded_BSD):
+            pass
 
-    def embed(self, input_ids_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids to the first hidden states and a balance loss of zero."""
-        hidden_BSD = self.model.embed_tokens(input_ids_BS)
-        return hidden_BSD, hidden_BSD.new_zeros((), dtype=torch.float32)
+    def embed(self, input_ids_BS: Tensor) -> Tensor:
+        """Token ids to the first hidden states."""
+        hidden_BSD: Tensor = self.model.embed_tokens(input_ids_BS)
+        return hidden_BSD
 
-    def run_blocks(self, hidden_BSD: Tensor, balance_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states and balance loss through the blocks held here."""
+    def run_blocks(self, hidden_BSD: Tensor, part: int = 0) -> tuple[Tensor, Tensor]:
+        """Hidden states through the blocks of a part, and the balance loss of these, a scalar."""
+        balance_loss = hidden_BSD.new_zeros((), dtype=torch.float32)
         rotation = self._rotation_for(hidden_BSD)
-        for block in self.blocks():
+        for block in self.blocks(part):
             hidden_BSD, balance_loss = block(hidden_BSD, balance_loss, rotation)
         return hidden_BSD, balance_loss
 
     def losses(
         self,
         hidden_BSD: Tensor,
+        embedded_BSD: Tensor,
         balance_loss: Tensor,
-        input_ids_BS: Tensor,
         labels_BS: Tensor,
         mtp_loss_coeff: Tensor | None,
     ) -> Losses:
-        """From the last hidden states to the objective: lm + balance + lambda * mean of mtp."""
+        """From the last hidden states to the objective: lm + balance + lambda * mean of mtp.
+
+        `balance_loss` is that of the blocks held here; those of other ranks are theirs to add.
+        """
         lm = self.loss(hidden_BSD, labels_BS)
         if not self.mtp_range:
             return Losses(lm + balance_loss, lm, balance_loss, lm.new_zeros(0))
         by_depth = []
-        for offset, normed_BSD, loss in self._run_mtp(hidden_BSD, balance_loss, input_ids_BS):
-            balance_loss, positions = loss, normed_BSD.shape[1]
+        for offset, normed_BSD, loss in self._run_mtp(hidden_BSD, embedded_BSD):
+            balance_loss, positions = balance_loss + loss, normed_BSD.shape[1]
             mean = self.head_loss(normed_BSD, labels_BS[:, offset:])
             by_depth.append(mean * (positions / labels_BS.shape[1]))  # eq. 24 divides by all T
         mtp = torch.stack(by_depth)
@@ -183,37 +206,38 @@ class Transformer(nn.Module):
         return linear_cross_entropy(normed_TD, self.lm_head.weight, labels_BS.flatten())
 
     @torch.no_grad()
-    def mtp_acceptance(self, input_ids_BS: Tensor) -> Tensor:
+    def mtp_acceptance_of(self, hidden_BSD: Tensor, embedded_BSD: Tensor) -> Tensor:
         """Share of module k's best tokens that are the main model's for the same place, FP32 [D].
 
         What speculative decoding would accept of them greedily, were the text the model's own.
         """
-        hidden_BSD, balance_loss = self.run_blocks(*self.embed(input_ids_BS))
         main_BS = self._best_tokens(self.model.norm(hidden_BSD))
         shares = [
             (self._best_tokens(normed_BSD) == main_BS[:, offset:]).float().mean()
-            for offset, normed_BSD, _ in self._run_mtp(hidden_BSD, balance_loss, input_ids_BS)
+            for offset, normed_BSD, _ in self._run_mtp(hidden_BSD, embedded_BSD)
         ]
         return torch.stack(shares) if shares else hidden_BSD.new_zeros(0, dtype=torch.float32)
 
     def _run_mtp(
-        self, hidden_BSD: Tensor, balance_loss: Tensor, input_ids_BS: Tensor
+        self, hidden_BSD: Tensor, embedded_BSD: Tensor
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Offset k of each module, its states before the head [B, S - k, D], the balance loss.
+        """Offset k of each module, its states before the head [B, S - k, D], its balance loss.
 
         Each module has one position less than the one before: a sequence has no token beyond its
         end to be given.
         """
+        if not self.mtp_range:
+            return
         assert self.mtp is not None
         if self.mtp.input == "normed":
             hidden_BSD = self.model.norm(hidden_BSD)
-        rotation = self._rotation_for(input_ids_BS)
+        rotation = self._rotation_for(embedded_BSD)
         for offset, module in enumerate(self.mtp_modules(), start=1):
-            positions = input_ids_BS.shape[1] - offset
-            embedded_BSD = self.model.embed_tokens(input_ids_BS[:, offset:])
-            joined_BSD = module.join(hidden_BSD[:, :positions], embedded_BSD)
-            hidden_BSD, balance_loss = module(joined_BSD, balance_loss, rotation[:, :positions])
-            yield offset, module.shared_head.norm(hidden_BSD), balance_loss
+            positions = embedded_BSD.shape[1] - offset
+            joined_BSD = module.join(hidden_BSD[:, :positions], embedded_BSD[:, offset:])
+            nothing = hidden_BSD.new_zeros((), dtype=torch.float32)
+            hidden_BSD, loss = module(joined_BSD, nothing, rotation[:, :positions])
+            yield offset, module.shared_head.norm(hidden_BSD), loss
 
     def _best_tokens(self, normed_BSD: Tensor) -> Tensor:
         best_T = linear_best_tokens(normed_BSD.flatten(0, 1), self.lm_head.weight)

@@ -40,7 +40,7 @@ def test_layer_ranges_equal_the_whole(
     whole = dict(build(config).named_parameters())
     found = {}
     for start, stop in pairwise(cuts):
-        part = dict(build(config, layers=range(start, stop)).named_parameters())
+        part = dict(build(config, parts=[range(start, stop)]).named_parameters())
         assert not part.keys() & found.keys()
         found |= part
     assert found.keys() == whole.keys()
@@ -83,7 +83,7 @@ def test_the_numbers_themselves_are_fixed(config: ModelConfig) -> None:
 
 
 def test_materialising_touches_nothing_but_what_is_held(config: ModelConfig, build: Build) -> None:
-    part = build(config, layers=range(1, 2), local_experts=range(2, 4))
+    part = build(config, parts=[range(1, 2)], local_experts=range(2, 4))
     assert not any(tensor.is_meta for tensor in (*part.parameters(), *part.buffers()))
     assert part.moe_layers()["model.layers.1.mlp"].experts.down_proj.shape == (2, 24, 10)
     assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in part.parameters())

@@ -18,11 +18,13 @@ def test_stages_in_a_row_are_the_whole_bit_for_bit(
     config: ModelConfig, build: Build, batch: Batch
 ) -> None:
     whole = build(config)
-    stages = [build(config, layers=range(*cut)) for cut in ((0, 1), (1, 3), (3, 4))]
-    stream = stages[0].embed(batch[0])
+    stages = [build(config, parts=[range(*cut)]) for cut in ((0, 1), (1, 3), (3, 4))]
+    embedded = hidden = stages[0].embed(batch[0])
+    balance_loss = torch.zeros(())
     for stage in stages:
-        stream = stage.run_blocks(*stream)
-    loss = stages[-1].losses(*stream, *batch, None).objective
+        hidden, of_stage = stage.run_blocks(hidden)
+        balance_loss = balance_loss + of_stage
+    loss = stages[-1].losses(hidden, embedded, balance_loss, batch[1], None).objective
     expected = whole(*batch).objective
     assert torch.equal(loss, expected)
     loss.backward()
@@ -30,6 +32,23 @@ def test_stages_in_a_row_are_the_whole_bit_for_bit(
     gradients = {name: p.grad for name, p in whole.named_parameters()}
     for stage in stages:
         assert all(torch.equal(p.grad, gradients[name]) for name, p in stage.named_parameters())
+
+
+def test_a_rank_may_hold_parts_that_do_not_meet(
+    config: ModelConfig, build: Build, batch: Batch
+) -> None:
+    whole, ends = build(config), build(config, parts=[range(1), range(3, 4)])
+    middle = build(config, parts=[range(1, 3)])
+    assert ends.holds_embedding and ends.holds_head
+    assert not middle.holds_embedding and not middle.holds_head
+    embedded = ends.embed(batch[0])
+    hidden = middle.run_blocks(ends.run_blocks(embedded, 0)[0])[0]
+    hidden = ends.run_blocks(hidden, 1)[0]
+    loss = ends.losses(hidden, embedded, torch.zeros(()), batch[1], None).lm
+    assert torch.equal(loss, whole(*batch).lm)
+    names = [{*dict(model.named_parameters())} for model in (ends, middle, whole)]
+    assert names[0] | names[1] == names[2]
+    assert not names[0] & names[1]
 
 
 def test_losses_agree_with_the_logits(config: ModelConfig, build: Build, batch: Batch) -> None:

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # Of `parallel`, which has torch, these packages may import the files that have none, and no `ops`.
-TORCH_FREE_OF_PARALLEL = {"mesh", "schedule", "stages"}
+TORCH_FREE_OF_PARALLEL = {"mesh", "schedule", "spans", "stages"}
 ONLY_TORCH_FREE = ("plan", "launch", "sweep", "report")
 
 # Where a third party may be imported: path prefixes below src/dsv3. Others: anywhere, if declared.
@@ -45,7 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("engine/",),
     "transformer_engine": ("engine/", "model/backends/te.py"),
     "typer": ("cli.py", "commands/"),
-    "matplotlib": ("commands/", "report/"),
+    "matplotlib": ("commands/", "report/", "train/timeline_picture.py"),
     "plotext": ("commands/", "report/"),
     "rich": ("cli.py", "commands/", "report/", "train/"),
     "torch": (

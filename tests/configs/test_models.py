@@ -183,7 +183,7 @@ def test_layouts_are_what_they_are_called(name: str) -> None:
     for part in name.split("_") if name != "single" else ():
         parts[part[:2]] = int(part[2:])
     batch = ("schedule.global_batch_size=4096", "schedule.micro_batch_size=1")
-    config = run("model=moe_16b", *batch, f"parallelism={name}")
+    config = run("model=moe_671b", *batch, f"parallelism={name}")  # layers and experts for all
     assert layout_of(config) == (parts["pp"], parts["ep"], parts["dp"])
     assert config.parallelism.world_size == parts["pp"] * parts["ep"] * parts["dp"]
 

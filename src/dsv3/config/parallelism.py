@@ -11,9 +11,9 @@ PARTS_PER_STAGE: dict[PipelineSchedule, int] = {"1f1b": 1, "dualpipev": 2}
 def fewest_micro_batches(schedule: PipelineSchedule, stages: int) -> int:
     """Micro batches per rank and step from which on a schedule has a steady state.
 
-    DualPipeV keeps 2 x stages on their way down and up again; 1F1B only grows its bubble.
+    One for each part: so many are under way when the first backward begins.
     """
-    return 2 * stages if schedule == "dualpipev" else 1
+    return PARTS_PER_STAGE[schedule] * stages
 
 
 class ParallelismConfig(Section):

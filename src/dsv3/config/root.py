@@ -39,6 +39,11 @@ class RunSection(Section):
         "Write digests.jsonl: hashes of the batch, loads, biases and random streams of every step,"
         " and of the final state. Two runs are equal bit for bit if these files are."
     )
+    timeline_step: int | None = field(
+        "Record what every rank does in this step: timeline/step-N.json, a trace for Perfetto, and"
+        " step-N.svg in the run's directory. null: none.",
+        gt=0,
+    )
 
 
 class RunConfig(Section):
@@ -65,4 +70,5 @@ class RunConfig(Section):
     def gradient_accumulation_steps(self) -> int:
         """Micro batches per rank in a step of full size; the batch divides over the ranks."""
         share = self.schedule.global_batch_size // self.parallelism.data_parallel_size
-        return share // self.schedule.micro_batch_size_of(share)
+        fewest = self.parallelism.fewest_micro_batches
+        return share // self.schedule.micro_batch_size_of(share, at_least=fewest)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dsv3.config import pipeline_rules
 from dsv3.config.curves import Curve
 from dsv3.config.data import SMALLEST_VOCABULARY
 from dsv3.config.diff import leaves
@@ -128,17 +129,6 @@ def batch_divides_over_ranks(config: RunConfig) -> Iterator[Problem]:
             f"schedule.global_batch_size={batch}",
             f"must be a multiple of the {ranks} data-parallel ranks",
             f"use {' or '.join(map(str, near))}",
-        )
-
-
-def stages_have_layers(config: RunConfig) -> Iterator[Problem]:
-    """Every pipeline stage holds at least one block."""
-    stages, layers = config.parallelism.pipeline_parallel_size, config.model.num_hidden_layers
-    if stages > layers:
-        yield Problem(
-            f"parallelism.pipeline_parallel_size={stages}",
-            f"must not exceed model.num_hidden_layers={layers}",
-            f"use 1 to {layers}",
         )
 
 
@@ -338,6 +328,17 @@ def quanta_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
     )
 
 
+def a_recorded_step_is_made(config: RunConfig) -> Iterator[Problem]:
+    """A timeline that never comes would be waited for."""
+    step, last = config.run.timeline_step, config.schedule.num_steps
+    if step is not None and step > last:
+        yield Problem(
+            f"run.timeline_step={step}",
+            f"must not exceed the {last} steps of the run",
+            f"use 1 to {last}",
+        )
+
+
 RULES = (
     experts_divide_into_groups,
     chosen_groups_exist,
@@ -348,7 +349,7 @@ RULES = (
     yarn_reaches_the_context,
     experts_divide_over_ranks,
     batch_divides_over_ranks,
-    stages_have_layers,
+    *pipeline_rules.RULES,
     sequence_fits_the_positions,
     curves_end_with_the_axis,
     vocabulary_fits_the_embedding,
@@ -363,6 +364,7 @@ RULES = (
     numbers_fit_fp32,
     batch_is_whole_quanta,
     quanta_divide_over_ranks,
+    a_recorded_step_is_made,
 )
 
 

@@ -21,6 +21,8 @@ LARGEST_FP32_MODEL = 10**9
 SMALLEST_NORM, LARGEST_NORM = 0.01, 100.0
 LONG_SCHEDULE = 10 * 10**12
 FEWEST_SEQUENCES = 8
+SHORT_RAMP = 0.05
+"""Share of a run's tokens that a ramp may take until a pipeline is full."""
 
 
 def large_initial_weights(config: RunConfig) -> Iterator[Finding]:
@@ -242,6 +244,26 @@ def too_few_to_evaluate(config: RunConfig) -> Iterator[Finding]:
         )
 
 
+def pipeline_that_is_never_full(config: RunConfig) -> Iterator[Finding]:
+    """Steps with fewer micro batches than parts; a short ramp through them costs little."""
+    layout, schedule = config.parallelism, config.schedule
+    stages, fewest = layout.pipeline_parallel_size, layout.fewest_micro_batches
+    shares = {s: s.batch_size // layout.data_parallel_size for s in schedule.stretches}
+    short = [stretch for stretch, share in shares.items() if share < fewest]
+    tokens = sum(s.steps * s.batch_size for s in short) * schedule.sequence_length
+    if stages == 1 or tokens <= SHORT_RAMP * schedule.total_tokens:
+        return
+    bubble = (stages - 1) / (stages - 1 + min(shares[stretch] for stretch in short))
+    yield Finding(
+        "pipeline-bubble",
+        f"parallelism.pipeline_parallel_size={stages}",
+        f"{tokens / schedule.total_tokens:.0%} of the tokens come in steps of fewer than"
+        f" {fewest} micro batches per rank; with 1f1b up to {bubble:.0%} of such a step is bubble,"
+        " (PP - 1)(F + B) of it (report table 2)",
+        "raise the batch, or use fewer stages",
+    )
+
+
 TRAPS = (
     large_initial_weights,
     yarn_before_the_extension,
@@ -256,4 +278,5 @@ TRAPS = (
     large_model_in_fp32,
     odd_clipping,
     too_few_to_evaluate,
+    pipeline_that_is_never_full,
 )

@@ -33,7 +33,9 @@ class ScheduleConfig(Section):
         "The batch follows its curve in multiples of so many sequences.", gt=0
     )
     micro_batch_size: int = field(
-        "Sequences per rank in one forward pass, at most: a smaller step has smaller ones.", gt=0
+        "Sequences per rank in one forward pass, at most: a smaller step has smaller ones, and a"
+        " pipeline as many micro batches as fill it.",
+        gt=0,
     )
     lr: float = field("Peak learning rate; the curve's values are fractions of it.", gt=0)
     lr_curve: Curve = field("Learning rate over tokens, as a fraction of `lr`.")

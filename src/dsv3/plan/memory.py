@@ -5,11 +5,12 @@ rank needs more than this, so that a machine too small for it is too small for t
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from dsv3.config.parallelism import ParallelismConfig
 from dsv3.config.root import RunConfig
+from dsv3.parallel.schedule import global_part, parts_per_stage
 from dsv3.plan.parameters import ParameterCounts, count_mtp, count_parameters
+from dsv3.plan.stages import layer_ranges
 
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2}
 # Gradients are accumulated in FP32 in every recipe.
@@ -53,37 +54,40 @@ def state_bytes_of_all_ranks(config: RunConfig) -> int:
 
 
 def stage_weights(config: RunConfig) -> list[StageWeights]:
-    """Weights of each stage: embedding on the first; final norm, head and MTP on the last."""
-    counts = count_parameters(config.model)
-    dense = [
-        layers * counts.around_ffn + moe * _moe_dense(counts) + (layers - moe) * counts.dense_ffn
-        for layers, moe in _layers_per_stage(config)
-    ]
-    experts = [moe * _experts(counts) for _, moe in _layers_per_stage(config)]
+    """Weights of each stage, of all the parts it holds.
+
+    The embedding is with the first part; final norm, head and MTP are with the last.
+    """
+    counts, layout = count_parameters(config.model), config.parallelism
+    parts = layer_ranges(config)
+    dense = [_dense(part, config, counts) for part in parts]
+    experts = [_moe_layers(part, config) * _experts(counts) for part in parts]
     depth = config.mtp.num_nextn_predict_layers
     mtp_experts = depth * _experts(counts)
     dense[0] += counts.embedding
     dense[-1] += counts.final_norm + counts.head
     dense[-1] += count_mtp(config.model, depth=depth).total - mtp_experts
     experts[-1] += mtp_experts
-    return [StageWeights(*stage) for stage in zip(dense, experts, strict=True)]
-
-
-def even_cut(layers: int, stages: int) -> list[range]:
-    """Consecutive layers of each stage, as even as whole layers allow, the longer stages first."""
-    each, longer = divmod(layers, stages)
-    bounds = [stage * each + min(stage, longer) for stage in range(stages + 1)]
-    return [range(begin, end) for begin, end in pairwise(bounds)]
-
-
-def _layers_per_stage(config: RunConfig) -> list[tuple[int, int]]:
-    """(all layers, MoE layers) of each stage."""
-    model = config.model
-    cut = even_cut(model.num_hidden_layers, config.parallelism.pipeline_parallel_size)
-    return [
-        (len(stage), max(0, stage.stop - max(stage.start, model.first_k_dense_replace)))
-        for stage in cut
+    schedule, stages = layout.pipeline_schedule, layout.pipeline_parallel_size
+    held = [
+        [global_part(schedule, stages, stage, part) for part in range(parts_per_stage(schedule))]
+        for stage in range(stages)
     ]
+    return [
+        StageWeights(sum(dense[part] for part in each), sum(experts[part] for part in each))
+        for each in held
+    ]
+
+
+def _dense(part: range, config: RunConfig, counts: ParameterCounts) -> int:
+    """Weights of a part's blocks that every data rank holds."""
+    moe = _moe_layers(part, config)
+    ffn = (len(part) - moe) * counts.dense_ffn + moe * _moe_dense(counts)
+    return len(part) * counts.around_ffn + ffn
+
+
+def _moe_layers(part: range, config: RunConfig) -> int:
+    return max(0, part.stop - max(part.start, config.model.first_k_dense_replace))
 
 
 def _bytes_per_stage(config: RunConfig) -> list[StateBytes]:

@@ -9,6 +9,7 @@ attempts.jsonl    one line per start of the ranks: provenance, and what differs 
 metrics.jsonl     one line per step and evaluation
 digests.jsonl     with run.digests: hashes of every step, and of the final state
 events.jsonl      what happened
+timeline/         with run.timeline_step: what every rank did in that step
 evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
 lock              held by rank 0 while it lives

@@ -144,3 +144,35 @@ def test_a_share_is_cut_into_equal_micro_batches_as_large_as_allowed(largest: in
     for share in range(1, 50):
         fitting = [size for size in range(1, largest + 1) if math.gcd(share, size) == size]
         assert config.micro_batch_size_of(share) == max(fitting)
+
+
+@pytest.mark.parametrize("largest", [1, 3, 8])
+@pytest.mark.parametrize("at_least", [1, 2, 5, 12])
+def test_a_share_makes_as_many_micro_batches_as_a_pipeline_wants(
+    largest: int, at_least: int
+) -> None:
+    config = schedule(CONSTANT, total=10, peak=8, quantum=8)
+    config = config.model_copy(update={"micro_batch_size": largest})
+    for share in range(1, 50):
+        cuts = [size for size in range(1, largest + 1) if share % size == 0]
+        fitting = [size for size in cuts if share // size >= at_least]
+        assert config.micro_batch_size_of(share, at_least=at_least) == max(fitting, default=1)
+        assert (share < at_least) == (fitting == [])
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batches"),
+    [("single", 1), ("pp2", 2), ("pp4", 4), ("pp2_ep2", 2)],
+)
+def test_a_pipeline_cuts_its_step_into_one_micro_batch_for_each_part(
+    layout: str, micro_batches: int
+) -> None:
+    base = ["model=moe_tiny", "schedule.micro_batch_size=16", f"parallelism={layout}"]
+    batch = ["schedule.global_batch_size=16"]
+    config = compose([*base, *batch]).config
+    assert config.gradient_accumulation_steps == micro_batches
+    if layout != "single":
+        v = compose(
+            [*base, *batch, "parallelism.pipeline_schedule=dualpipev", "model.num_hidden_layers=8"]
+        )
+        assert v.config.gradient_accumulation_steps == 2 * micro_batches

@@ -203,6 +203,12 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any], str]] = [
         },
         "schedule.lr_curve.phases.0",
     ),
+    (
+        "pipeline-bubble",
+        ("model=moe_tiny", "balance=none"),
+        {"parallelism__pipeline_parallel_size": 4, "parallelism__expert_data_parallel_size": 8},
+        "parallelism.pipeline_parallel_size=4",
+    ),
     ("fp32-large-model", LARGE, {"precision__recipe": "fp32"}, "precision.recipe=fp32"),
     (
         "gradient-clipping",
@@ -243,7 +249,7 @@ def test_a_trap_is_warned_about_once_and_not_beside_it(
 
 
 def test_every_trap_has_a_case() -> None:
-    assert len(linter.TRAPS) == len(set(linter.TRAPS)) == 22
+    assert len(linter.TRAPS) == len(set(linter.TRAPS)) == 23
     hit: set[Any] = set()
     for _, base, step_in, _ in CASES:
         config = changed(*base, **step_in)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dsv3.config import rules
+from dsv3.config import pipeline_rules, rules
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
 
@@ -56,6 +56,14 @@ RANKS = {
     "parallelism.expert_data_parallel_size": 2,
     "schedule.micro_batch_size": 8,
     "schedule.global_batch_size": 32,
+}
+DUALPIPEV = {"parallelism.pipeline_schedule": "dualpipev"}
+FULL_PIPELINE = DUALPIPEV | {
+    "model.num_hidden_layers": 16,
+    "parallelism.pipeline_parallel_size": 4,
+    "parallelism.expert_data_parallel_size": 2,
+    "schedule.global_batch_size": 16,
+    "schedule.batch_size_quantum": 2,
 }
 JSONL = {"data.source": "jsonl", "data.path": "x.jsonl", "data.domain_shares": None}
 
@@ -136,11 +144,53 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "schedule.global_batch_size=2: must be a multiple of the 4 data-parallel ranks; use 4",
     ),
     (
-        rules.stages_have_layers,
+        pipeline_rules.parts_have_layers,
         {"model.num_hidden_layers": 4, "parallelism.pipeline_parallel_size": 4},
         {"parallelism.pipeline_parallel_size": 5},
         "parallelism.pipeline_parallel_size=5: must not exceed model.num_hidden_layers=4;"
         " use 1 to 4",
+    ),
+    (
+        pipeline_rules.parts_have_layers,
+        {"model.num_hidden_layers": 5, "parallelism.pipeline_parallel_size": 3},
+        DUALPIPEV,
+        "parallelism.pipeline_parallel_size=3: makes 6 parts under"
+        " parallelism.pipeline_schedule=dualpipev, more than model.num_hidden_layers=5;"
+        " use 1 to 2, or parallelism.pipeline_schedule=1f1b",
+    ),
+    (
+        pipeline_rules.parts_have_layers,
+        {"model.num_hidden_layers": 1},
+        DUALPIPEV,
+        "parallelism.pipeline_parallel_size=1: makes 2 parts under"
+        " parallelism.pipeline_schedule=dualpipev, more than model.num_hidden_layers=1;"
+        " parallelism.pipeline_schedule=1f1b",
+    ),
+    (
+        pipeline_rules.pipelines_keep_whole_gradients,
+        {"parallelism.pipeline_parallel_size": 2},
+        {"parallelism.zero_stage": 2},
+        "parallelism.zero_stage=2: must be 1 with a pipeline"
+        " (parallelism.pipeline_parallel_size=2): its gradients stay on the rank until the step"
+        " ends; use parallelism.zero_stage=1",
+    ),
+    (
+        pipeline_rules.a_full_step_fills_the_pipeline,
+        FULL_PIPELINE,
+        {"parallelism.pipeline_parallel_size": 5},
+        "parallelism.pipeline_schedule=dualpipev: needs 10 micro batches per rank"
+        " (2 x parallelism.pipeline_parallel_size=5), but a rank's share of"
+        " schedule.global_batch_size=16 is 8; use schedule.global_batch_size=20 at least,"
+        " parallelism.pipeline_parallel_size=4 at most, or parallelism.pipeline_schedule=1f1b",
+    ),
+    (
+        pipeline_rules.a_full_step_fills_the_pipeline,
+        FULL_PIPELINE,
+        {"schedule.global_batch_size": 2},
+        "parallelism.pipeline_schedule=dualpipev: needs 8 micro batches per rank"
+        " (2 x parallelism.pipeline_parallel_size=4), but a rank's share of"
+        " schedule.global_batch_size=2 is 1; use schedule.global_batch_size=16 at least,"
+        " or parallelism.pipeline_schedule=1f1b",
     ),
     (
         rules.sequence_fits_the_positions,
@@ -331,6 +381,12 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {"parallelism.expert_data_parallel_size": 5},
         "schedule.batch_size_quantum=8: must be a multiple of the 5 data-parallel ranks;"
         " use a multiple of 5",
+    ),
+    (
+        rules.a_recorded_step_is_made,
+        {"schedule.total_tokens": 100_000, "run.timeline_step": 13},
+        {"run.timeline_step": 10_000},
+        "run.timeline_step=10000: must not exceed the 51 steps of the run; use 1 to 51",
     ),
 ]
 

@@ -7,7 +7,6 @@ import pytest
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
 from dsv3.plan.memory import (
-    even_cut,
     stage_weights,
     state_bytes_of_all_ranks,
     state_bytes_per_rank,
@@ -109,16 +108,20 @@ def test_the_largest_stage_is_the_one_reported() -> None:
     assert state_bytes_of_all_ranks(config) == state_bytes_of_all_ranks(nano())
 
 
-@pytest.mark.parametrize(("layers", "stages"), [(61, 16), (60, 16), (4, 4), (7, 3), (2, 5), (1, 1)])
-def test_a_cut_is_complete_in_order_and_even(layers: int, stages: int) -> None:
-    cut = even_cut(layers, stages)
-    assert [layer for stage in cut for layer in stage] == list(range(layers))
-    assert len(cut) == stages
-    assert max(map(len, cut)) - min(map(len, cut)) <= 1
+def test_a_rank_of_dualpipev_holds_an_early_and_a_late_part() -> None:
+    """Four parts of one layer each: the first rank has embedding and head, the second the turn."""
+    stages = stage_weights(nano(*layout(2, 1, 1), "parallelism.pipeline_schedule=dualpipev"))
+    moe = ATTENTION + NORMS + ROUTER + EXPERT
+    dense = ATTENTION + NORMS + DENSE_FFN
+    assert [stage.dense for stage in stages] == [EMBEDDING + dense + moe + 128 + HEAD, 2 * moe]
+    assert [stage.experts for stage in stages] == [16 * EXPERT, 2 * 16 * EXPERT]
 
 
 def test_stages_hold_the_whole_model() -> None:
     for name in ("moe_228b", "moe_671b"):
-        config = compose([f"model={name}"]).config
-        held = sum(stage.dense + stage.experts for stage in stage_weights(config))
-        assert held == count_parameters(config.model).total
+        for schedule in ("1f1b", "dualpipev"):
+            config = compose([f"model={name}", f"parallelism.pipeline_schedule={schedule}"]).config
+            stages = stage_weights(config)
+            assert len(stages) == 16
+            held = sum(stage.dense + stage.experts for stage in stages)
+            assert held == count_parameters(config.model).total

@@ -43,6 +43,7 @@ health.largest_skips health.largest_rollbacks
 
 OUTSIDE = """
 run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
+run.timeline_step
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.pipeline_schedule parallelism.zero_stage
 schedule.micro_batch_size

@@ -42,7 +42,9 @@ class Layout(NamedTuple):
     @property
     def row(self) -> TrainerRow:
         """How it trains: with biases that move and with an MTP module, in FP32."""
-        return TrainerRow(*self, "aux_free", "depth1", "fp32")
+        return TrainerRow(
+            self.parallelism, self.accumulation, self.zero_stage, "aux_free", "depth1", "fp32"
+        )
 
     @property
     def name(self) -> str:

@@ -95,6 +95,21 @@ def training(*overrides: str) -> Iterator[Trainer]:
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:
         engine.close()
+        _forget_layout()
+
+
+def _forget_layout() -> None:
+    """What DeepSpeed keeps for the life of a process, which has one layout; here it has many."""
+    from dsv3.engine.vendor import groups  # fixes the accelerator: not before there is a group
+
+    groups.mpu = None
+    for by_name in (
+        groups._EXPERT_PARALLEL_GROUP,
+        groups._EXPERT_PARALLEL_GROUP_RANKS,
+        groups._EXPERT_DATA_PARALLEL_GROUP,
+        groups._EXPERT_DATA_PARALLEL_GROUP_RANKS,
+    ):
+        by_name.clear()
 
 
 def biases(trainer: Trainer) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ def layout(expert_parallel_size: int, world: int, *, zero_stage: int = 1) -> Par
             "pipeline_parallel_size": 1,
             "expert_parallel_size": expert_parallel_size,
             "expert_data_parallel_size": world // expert_parallel_size,
+            "pipeline_schedule": "1f1b",
             "zero_stage": zero_stage,
         }
     )

@@ -1,5 +1,7 @@
 """The timeline of real ranks: one file for all, on one clock."""
 
+from itertools import pairwise
+
 import pytest
 
 from distributed.timeline_cases import WORK_S
@@ -16,7 +18,7 @@ def test_ranks_are_recorded_on_one_clock(reports, world):
     passes = [e for e in found["trace"]["traceEvents"] if e.get("cat") in ("forward", "backward")]
     assert [e["pid"] for e in passes] == [rank for rank in range(world) for _ in range(2)]
     # Each rank begins after the one before has ended: a millisecond for reading two clocks.
-    for earlier, later in zip(passes, passes[1:], strict=False):
+    for earlier, later in pairwise(passes):
         assert later["ts"] >= earlier["ts"] + earlier["dur"] - 1000
         assert later["dur"] >= WORK_S * 1e6
     waits = [e for e in found["trace"]["traceEvents"] if e.get("cat") == "wait"]

@@ -44,7 +44,7 @@ def a_full_step_fills_the_pipeline(config: RunConfig) -> Iterator[Problem]:
     """DualPipeV has a steady state from 2 x stages micro batches on.
 
     Asked of a step of full size, cut as finely as it can be. On the way up a step may have fewer,
-    as the first ones of the report's own ramp: these run, with a larger bubble.
+    as the first ones of the report's own ramp: these run in the same order, less steady.
     """
     layout, batch = config.parallelism, config.schedule.global_batch_size
     ranks, stages = layout.data_parallel_size, layout.pipeline_parallel_size

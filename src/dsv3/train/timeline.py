@@ -25,6 +25,7 @@ from dsv3.runs.files import read_json, write_atomically
 from dsv3.train.timeline_figures import Lane, bubble, heading, trace
 from dsv3.train.timeline_picture import picture
 
+READINGS = 5
 LARGEST_WORLD = 64
 """Ranks up to which each has a lane; of more, one for each stage has."""
 
@@ -121,11 +122,21 @@ def common_origin(ranks: Collective, clock: Callable[[], float]) -> float:
     all do at about the same time.
     """
     ranks.all_gather(None)
-    own: dict[str, Any] = {"host": socket.gethostname(), "time_s": time.time(), "clock_s": clock()}
+    time_s, clock_s = _both_clocks(clock)
+    own: dict[str, Any] = {"host": socket.gethostname(), "time_s": time_s, "clock_s": clock_s}
     first = ranks.all_gather(own)[0]
     later_s = own["time_s"] - first["time_s"] if own["host"] == first["host"] else 0.0
-    origin_s: float = own["clock_s"] - later_s
-    return origin_s
+    return clock_s - float(later_s)
+
+
+def _both_clocks(clock: Callable[[], float]) -> tuple[float, float]:
+    """Time of day and this rank's clock, read at once: the closest of a few readings.
+
+    Between two readings the process may be put aside for milliseconds.
+    """
+    readings = [(clock(), time.time(), clock()) for _ in range(READINGS)]
+    before_s, time_s, after_s = min(readings, key=lambda reading: reading[2] - reading[0])
+    return time_s, (before_s + after_s) / 2
 
 
 def _settling(device: torch.device) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from dsv3.errors import CapacityError
 from dsv3.parallel import spans
 from dsv3.parallel.schedule import simulate
 from dsv3.parallel.spans import Span, span
-from dsv3.train.timeline import Recorder, common_origin, lane_ranks
+from dsv3.train.timeline import READINGS, Recorder, common_origin, lane_ranks
 from dsv3.train.timeline_figures import Lane, bubble, heading
 from dsv3.train.timeline_picture import KINDS, picture
 
@@ -88,12 +88,15 @@ def test_a_step_is_written_as_a_trace_of_microseconds(tmp_path: Path) -> None:
     about, order, *passes = events(tmp_path / "timeline" / "step-3.json")
     assert (about["ph"], about["args"]) == ("M", {"name": "rank 0 (stage 0)"})
     assert (order["name"], order["args"]) == ("process_sort_index", {"sort_index": 0})
-    found = [(e["name"], e["cat"], e["ph"], round(e["ts"]), round(e["dur"])) for e in passes]
-    assert found == [  # the clock is read once for the origin, and outer spans come first
-        ("forward", "forward", "X", 500_000, 1_500_000),
-        ("dispatch", "all_to_all", "X", 1_000_000, 500_000),
-        ("backward", "backward", "X", 2_500_000, 500_000),
-        ("update", "optimizer", "X", 3_500_000, 500_000),
+    first = passes[0]["ts"]
+    # After the readings for the origin, which lies between the first two; two for each.
+    assert first == 1e6 * 0.5 * (2 * READINGS - 0.5)
+    found = [(e["name"], e["cat"], e["ph"], e["ts"] - first, e["dur"]) for e in passes]
+    assert found == [  # outer spans come first
+        ("forward", "forward", "X", 0, 1_500_000),
+        ("dispatch", "all_to_all", "X", 500_000, 500_000),
+        ("backward", "backward", "X", 2_000_000, 500_000),
+        ("update", "optimizer", "X", 3_000_000, 500_000),
     ]
     assert passes[0]["args"] == {"part": 0, "micro_batch": 0}
     assert {event["pid"] for event in passes} == {0}
@@ -165,6 +168,19 @@ def test_ranks_agree_on_when_it_began(
     monkeypatch.setattr(time, "time", lambda: 1000.25)
     assert common_origin(Second(1, 2), lambda: 7.0) == origin_s
     assert common_origin(Same(0, 2), lambda: 7.0) == 7.0
+
+
+def test_the_closest_reading_of_both_clocks_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of five: in all others the rank was put aside between its clocks."""
+    clock = iter([0.0, 0.9, 1.0, 1.1, 2.0, 2.9, 3.0, 3.9, 4.0, 4.9])
+    of_day = iter([500.8, 501.05, 502.1, 503.1, 504.8])
+    monkeypatch.setattr(time, "time", lambda: next(of_day))
+
+    class Second(Same):
+        def all_gather(self, value: Any) -> list[Any]:
+            return [{"host": socket.gethostname(), "time_s": 501.0, "clock_s": 0.0}, value]
+
+    assert common_origin(Second(1, 2), lambda: next(clock)) == pytest.approx(1.0)
 
 
 def lanes_of(

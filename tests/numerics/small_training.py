@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reports
 from dsv3.train.stages import PipelinedModel, build_pipeline
+from dsv3.train.timeline import Recorder
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE = 12, 4
 STEPS = 8
@@ -91,6 +93,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "alarms": Alarms(config.health, layers),
             "digests": Digests(),
             "policies": Policies(config.health),
+            "recorder": Recorder(config, ranks, Path(), device),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

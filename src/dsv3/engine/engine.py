@@ -27,6 +27,7 @@ from dsv3.engine.vendor import deepspeed
 from dsv3.engine.zero import ZeroState
 from dsv3.parallel.mesh import place_of
 from dsv3.parallel.pipeline import Pipeline
+from dsv3.parallel.spans import span
 
 MicroBatch = Sequence[torch.Tensor]
 
@@ -117,8 +118,9 @@ class TrainingEngine:
             # and not multiplied by 0, which leaves a NaN what it is.
             self._zero.discard_gradients()
             raise
-        self._zero.clip_gradients(result.grad_norm, self._largest_norm)
-        self._engine.step()
+        with span("optimizer", "update"):
+            self._zero.clip_gradients(result.grad_norm, self._largest_norm)
+            self._engine.step()
         return result
 
     def _accumulate(
@@ -131,10 +133,12 @@ class TrainingEngine:
         for index, micro_batch in enumerate(micro_batches):
             # The boundary is where ZeRO reduces gradients over the ranks.
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            losses = _by_name(self._engine(*micro_batch))
+            with span("forward", "forward", part=0, micro_batch=index):
+                losses = _by_name(self._engine(*micro_batch))
             objective = next(iter(losses.values()))
             self._require_finite_loss(objective.detach(), micro_batch)
-            self._engine.backward(objective / len(micro_batches), scale_wrt_gas=False)
+            with span("backward", "backward", part=0, micro_batch=index):
+                self._engine.backward(objective / len(micro_batches), scale_wrt_gas=False)
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach().float()
             on_micro_batch()
@@ -158,7 +162,8 @@ class TrainingEngine:
 
         totals = pipeline.train(micro_batches, backward, on_action)
         self._engine.set_gradient_accumulation_boundary(True)
-        self._zero.reduce_gradients(self._engine)
+        with span("other", "reduce gradients"):
+            self._zero.reduce_gradients(self._engine)
         losses = self._means(totals, len(micro_batches))
         objective = next(iter(losses.values()))[0]
         if not math.isfinite(objective):

@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from dsv3.parallel.spans import span
 from dsv3.parallel.wire import dequantise, quantise
 
 HOPS = ("counts", "dispatch", "combine", "combine_backward", "dispatch_backward")
@@ -99,9 +100,10 @@ class Exchange:
 
     def _all_to_all(self, hop: str, into: Tensor, rows: Tensor, splits: Splits) -> None:
         began_s = time.perf_counter()
-        torch.distributed.all_to_all_single(
-            into, rows, splits.received, splits.sent, group=self._group
-        )
+        with span("all_to_all", hop):
+            torch.distributed.all_to_all_single(
+                into, rows, splits.received, splits.sent, group=self._group
+            )
         self._traffic.seconds[hop] += time.perf_counter() - began_s
         away = sum(splits.sent) - splits.sent[self.rank]
         self._traffic.sent_bytes[hop] += away * math.prod(rows.shape[1:]) * rows.itemsize

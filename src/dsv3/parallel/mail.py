@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dsv3.parallel.spans import span
+
 LARGEST_NUMBER_ON_THE_WAY = 64
 
 
@@ -53,7 +55,8 @@ class Mail:
         if source == self._rank:
             return self._at_home[lane, to_part].popleft()
         tensor = torch.empty(shape, dtype=dtype, device=self._device)
-        dist.recv(tensor, src=source, group=self._lanes[lane])
+        with span("wait", lane):
+            dist.recv(tensor, src=source, group=self._lanes[lane])
         return tensor
 
     def settle(self) -> None:

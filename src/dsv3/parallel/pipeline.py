@@ -7,15 +7,17 @@ loss of a part is a root of its own backward pass.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from dsv3.parallel.mail import Mail
+from dsv3.parallel.spans import span
 
-FORWARD, BACKWARD = "forward", "backward"
+FORWARD: Final = "forward"
+BACKWARD: Final = "backward"
 EMBEDDED, EMBEDDED_BACK = "embedded", "embedded back"
 
 
@@ -115,9 +117,11 @@ class Pipeline:
         for action in self._actions(len(micro_batches)):
             place = action.part, action.micro_batch
             if action.kind == FORWARD:
-                self._forward(place, micro_batches, totals)
+                with span(FORWARD, FORWARD, part=action.part, micro_batch=action.micro_batch):
+                    self._forward(place, micro_batches, totals)
             else:
-                self._backward(place, backward)
+                with span(BACKWARD, BACKWARD, part=action.part, micro_batch=action.micro_batch):
+                    self._backward(place, backward)
             on_action()
         assert not self._held, f"{self._held.keys()} had no backward pass"
         self._mail.settle()

@@ -30,6 +30,7 @@ from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
 from dsv3.train.stages import PipelinedModel, build_pipeline
+from dsv3.train.timeline import Recorder
 
 
 def train_attempt(
@@ -121,6 +122,7 @@ def _train(
         alarms=Alarms(config.health, layers, None if state is None else state["alarms"]),
         digests=digests,
         policies=Policies(config.health, None if state is None else state["policies"]),
+        recorder=Recorder(config, ranks, run.path, device),
     )
     try:
         evaluation = train_to_end(trainer)

@@ -13,6 +13,7 @@ from dsv3.data.samples import TrainingSamples, ValidationSample
 from dsv3.engine.engine import StepResult, TrainingEngine
 from dsv3.engine.health import RefusedStepError
 from dsv3.model.transformer import Transformer
+from dsv3.parallel.spans import span
 from dsv3.plan.scheduled import in_force
 from dsv3.runs.directory import RunDirectory
 from dsv3.train.alarms import Alarms
@@ -32,6 +33,7 @@ from dsv3.train.refusal import refuse, without_update
 from dsv3.train.reporter import Record, Reports
 from dsv3.train.signals import StopRequest, stopped_by_signal
 from dsv3.train.stages import PipelinedModel
+from dsv3.train.timeline import Recorder
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Trainer:
     alarms: Alarms
     digests: Digests
     policies: Policies
+    recorder: Recorder
 
     @property
     def done(self) -> bool:
@@ -111,7 +114,11 @@ def train_step(trainer: Trainer) -> Record:
     values = in_force(trainer.config, tokens_before=before.tokens, tokens_after=after.tokens)
     try:
         left_out = after.step in trainer.policies.left_out_steps
-        figures = without_update(trainer) if left_out else _update(trainer, after.step, values)
+        if left_out:
+            figures = without_update(trainer)
+        else:
+            with trainer.recorder.step(after.step):
+                figures = _update(trainer, after.step, values)
     except RefusedStepError as refused:
         remaining = refuse(trainer, refused)
         if remaining is None:
@@ -127,7 +134,8 @@ def _update(trainer: Trainer, step: int, values: dict[str, float]) -> Record:
     """Train on the global batch; the figures of it. Raises RefusedStepError, and nothing was."""
     layers, balance = trainer.layers, trainer.config.balance
     micro_batches = _micro_batches(trainer, values.get("mtp_loss_coeff", 0.0))
-    count_batch(trainer.model, layers, micro_batches, balance, trainer.ranks)
+    with span("other", "count"):
+        count_batch(trainer.model, layers, micro_batches, balance, trainer.ranks)
     result = trainer.engine.train_step(
         micro_batches,
         lr=values["lr"],

@@ -27,17 +27,18 @@ GONE_S = 15.0
 HANG_S = 180.0
 """Ten times what an attempt takes on two busy cores."""
 IN_A_SAVE, IN_TRAINING = "saving", "training"
-WANTED = {"run.digests": "true", "parallelism": "ep2", "schedule.micro_batch_size": 1}
+WANTED = {"run.digests": "true", "schedule.micro_batch_size": 1}
 
 
-def words(home: Path, *, steps: int = STEPS) -> list[str]:
-    """What asks for the run of a storm: two ranks with half the experts each, two micro batches."""
+def words(home: Path, *, steps: int, layout: str) -> list[str]:
+    """What asks for the run of a storm: two data ranks with half the experts, two micro batches."""
     text = home / "text.jsonl"
     if not text.exists():
         write_text(text)
     return [
         *overrides(text, steps=steps),
         *(f"{key}={value}" for key, value in WANTED.items()),
+        f"parallelism={layout}",
         "mtp=depth1",
         "balance=aux_free",
         f"checkpoint.every_steps={SAVE_EVERY}",
@@ -212,14 +213,16 @@ class Tally:
 class Storm:
     """Kills until enough have fired; every run that gets through must equal the reference."""
 
-    def __init__(self, home: Path, *, seed: int, steps: int = STEPS) -> None:
+    def __init__(
+        self, home: Path, *, seed: int, steps: int = STEPS, layout: str = "ep2"
+    ) -> None:
         self.home = home
         self.seed = seed
         self.steps = steps
         self.tally = Tally()
         self.runs = 0
         self._draw = random.Random(seed)
-        self._words = words(home, steps=steps)
+        self._words = words(home, steps=steps, layout=layout)
         self._unrecovered: list[float] = []
         whole = self._ask("whole")
         assert whole.watch(lambda: whole.steps_made > 1), self.output()

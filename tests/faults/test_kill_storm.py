@@ -25,6 +25,16 @@ def test_a_storm_of_kills_leaves_no_trace(tmp_path, kills):
     assert len(tally.phases) >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.faults, id="faults")])
+def test_a_storm_over_a_pipeline_leaves_no_trace(tmp_path, kills):
+    storm = Storm(tmp_path, seed=SEED, layout="pp2_ep2")
+    storm.run(kills)
+    print(f"pipeline: {storm.tally}, HANG 0, SILENT-WRONG 0, LOST 0; seed {SEED}")
+    assert storm.tally.kills == storm.tally.exact == kills
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
 def test_a_run_that_is_killed_ten_times_gets_to_its_end(tmp_path, seed):

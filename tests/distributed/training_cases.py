@@ -14,6 +14,7 @@ import torch.distributed
 from torch import Tensor
 
 from dsv3.config.compose import compose
+from dsv3.config.recompute import RecomputePolicy
 from dsv3.config.root import RunConfig
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.init import fill, materialise
@@ -51,7 +52,7 @@ class Row(NamedTuple):
     experts: int = 1  # expert parallel size
     zero_stage: int = 1
     accumulation: int = 1
-    recompute: bool = False
+    recompute: RecomputePolicy = "none"
     further: tuple[str, ...] = ()
     idle_replica: bool = False  # the second half of the sequences may use all experts
     refused_step: bool = False  # a step that is not finite on one rank, before the third
@@ -72,7 +73,7 @@ ROWS: dict[int, dict[str, Row]] = {
     2: {
         "fp32 ep2 zero1": Row(experts=2),
         "fp32 ep2 zero2 acc2 recompute": Row(
-            experts=2, zero_stage=2, accumulation=2, recompute=True
+            experts=2, zero_stage=2, accumulation=2, recompute="full"
         ),
         "fp32 dp2 zero2": Row(zero_stage=2),
         "bf16 ep2 zero1 acc4": Row("bf16", 2, 1, 4),
@@ -80,7 +81,7 @@ ROWS: dict[int, dict[str, Row]] = {
     },
     4: {
         "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),
-        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True, refused_step=True),
+        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute="full", refused_step=True),
         "fp32 ep2_dp2 zero2 acc2": Row(experts=2, zero_stage=2, accumulation=2),
         "bf16 ep2_dp2 zero1": Row("bf16", 2, 1, 2),
         "bf16 ep2_dp2 zero2": Row("bf16", 2, 2, 2),
@@ -109,7 +110,7 @@ def config_of(row: Row, world: int) -> RunConfig:
     return compose([*SMALL, *overrides, *row.further]).config
 
 
-def build(config: RunConfig, local_experts: range, *, recompute: bool) -> Transformer:
+def build(config: RunConfig, local_experts: range, *, recompute: RecomputePolicy) -> Transformer:
     """This rank's part of the model, as it is built for training."""
     from dsv3.engine.groups import expert_group
 

@@ -11,6 +11,7 @@ from dsv3.config.mtp import MtpConfig
 from dsv3.config.optimizer import OptimizerConfig
 from dsv3.config.parallelism import ParallelismConfig
 from dsv3.config.precision import PrecisionConfig
+from dsv3.config.recompute import RecomputePolicy
 from dsv3.config.schedule import ScheduleConfig
 from dsv3.config.section import Section, field
 from dsv3.config.tracking import TrackingConfig
@@ -50,6 +51,11 @@ class RunConfig(Section):
     model: ModelConfig = field("The architecture.")
     parallelism: ParallelismConfig = field("How the run is spread over ranks.")
     precision: PrecisionConfig = field("The arithmetic.")
+    recompute: RecomputePolicy = field(
+        "What the backward pass makes again instead of keeping it, bit for bit the same."
+        " `norm_and_up_projection`: norms, and queries, keys and values from their latents; `moe`:"
+        " the FFN of MoE layers, its exchange of tokens too; `full`: all but a layer's input."
+    )
     schedule: ScheduleConfig = field("Length, batch and curves.")
     balance: BalanceConfig = field("Expert load balancing.")
     mtp: MtpConfig = field("Multi-token prediction.")

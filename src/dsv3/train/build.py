@@ -54,6 +54,7 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
             backend=TorchBackend(),
             dispatcher=dispatcher,
             local_experts=local,
+            recompute=config.recompute,
             balance=config.balance,
             mtp=config.mtp,
         )

@@ -42,7 +42,7 @@ health.largest_skips health.largest_rollbacks
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
+run_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.zero_stage
 schedule.micro_batch_size

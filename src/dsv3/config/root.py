@@ -3,6 +3,7 @@
 from dsv3.config.balance import BalanceConfig
 from dsv3.config.checkpoint import CheckpointConfig
 from dsv3.config.data import DataConfig
+from dsv3.config.ema import EmaConfig
 from dsv3.config.evaluation import EvaluationConfig
 from dsv3.config.health import HealthConfig
 from dsv3.config.launcher import LauncherConfig
@@ -61,6 +62,7 @@ class RunConfig(Section):
     mtp: MtpConfig = field("Multi-token prediction.")
     data: DataConfig = field("The text.")
     optimizer: OptimizerConfig = field("AdamW and clipping.")
+    ema: EmaConfig = field("Average of the parameters.")
     evaluation: EvaluationConfig = field("Loss on held-out text.")
     health: HealthConfig = field("What follows a bad step, and what is watched.")
     checkpoint: CheckpointConfig = field("What is kept and how a run goes on.")

@@ -338,6 +338,16 @@ def quanta_divide_over_ranks(config: RunConfig) -> Iterator[Problem]:
     )
 
 
+def recomputed_parts_are_not_compiled(config: RunConfig) -> Iterator[Problem]:
+    """A compiler takes a block whole: what is recomputed inside of it, it would not see."""
+    if config.launcher.compile and config.recompute not in ("none", "full"):
+        yield Problem(
+            f"recompute={config.recompute}",
+            "drops parts of a block, which launcher.compile=true compiles whole",
+            "use recompute=full or none, or launcher.compile=false",
+        )
+
+
 RULES = (
     experts_divide_into_groups,
     chosen_groups_exist,
@@ -363,6 +373,7 @@ RULES = (
     numbers_fit_fp32,
     batch_is_whole_quanta,
     quanta_divide_over_ranks,
+    recomputed_parts_are_not_compiled,
 )
 
 

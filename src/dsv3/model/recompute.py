@@ -86,10 +86,11 @@ def remade(function: Callable[..., Tensor], *inputs: Tensor) -> Iterator[Tensor]
         yield result
         return
     source = _Source(function, tuple(each.detach() for each in inputs))
-    address = result.untyped_storage().data_ptr()
+    address, dtype = result.untyped_storage().data_ptr(), result.dtype
 
     def pack(tensor: Tensor) -> "Tensor | _View":
-        if tensor.untyped_storage().data_ptr() != address or tensor.dtype != result.dtype:
+        # Must not know `result`: autograd holds on to this function.
+        if tensor.untyped_storage().data_ptr() != address or tensor.dtype != dtype:
             return tensor
         source.readers += 1
         return _View(tensor.shape, tensor.stride(), tensor.storage_offset())

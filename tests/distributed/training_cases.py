@@ -42,6 +42,7 @@ SMALL = [
     f"schedule.global_batch_size={SEQUENCES}",
     f"schedule.batch_size_quantum={SEQUENCES}",
     "optimizer.gradient_clipping=0.5",
+    "ema.decay=0.9",
 ]
 
 
@@ -78,6 +79,14 @@ ROWS: dict[int, dict[str, Row]] = {
         "fp32 dp2 zero2": Row(zero_stage=2),
         "bf16 ep2 zero1 acc4": Row("bf16", 2, 1, 4),
         "fp32 fp8_wire ep2": Row(experts=2, further=FP8_WIRE),
+        "fp32 ep2 zero1 full": Row(experts=2, recompute="full"),
+        "fp32 ep2 zero1 moe": Row(experts=2, recompute="moe"),
+        "fp32 ep2 zero1 norm_and_up_projection": Row(
+            experts=2, recompute="norm_and_up_projection"
+        ),
+        "bf16 ep2 zero1 acc4 moe": Row("bf16", 2, 1, 4, "moe"),
+        "bf16 ep2 zero1 acc4 norm_and_up_projection": Row("bf16", 2, 1, 4, "norm_and_up_projection"),
+        "fp32 fp8_wire ep2 moe": Row(experts=2, recompute="moe", further=FP8_WIRE),
     },
     4: {
         "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),

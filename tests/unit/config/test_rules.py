@@ -332,6 +332,13 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "schedule.batch_size_quantum=8: must be a multiple of the 5 data-parallel ranks;"
         " use a multiple of 5",
     ),
+    (
+        rules.recomputed_parts_are_not_compiled,
+        {"launcher.compile": True, "recompute": "full"},
+        {"recompute": "moe"},
+        "recompute=moe: drops parts of a block, which launcher.compile=true compiles whole; use"
+        " recompute=full or none, or launcher.compile=false",
+    ),
 ]
 
 

@@ -90,7 +90,13 @@ def test_gradients_agree_per_tensor(pair):
     *_, tolerance = tolerances(name)
     ours, theirs = assembled(of_ranks, "once"), assembled(alone, "once")
     assert ours.keys() == theirs.keys()
-    assert {key.split("/")[0] for key in ours} == {"master", "exp_avg", "exp_avg_sq", "ema", "buffer"}
+    assert {key.split("/")[0] for key in ours} == {
+        "master",
+        "exp_avg",
+        "exp_avg_sq",
+        "ema",
+        "buffer",
+    }
     far = {}
     for key in (key for key in theirs if key.startswith("exp_avg/")):
         exact = "bf16" in name.split() and not is_expert(key)

@@ -81,11 +81,11 @@ ROWS: dict[int, dict[str, Row]] = {
         "fp32 fp8_wire ep2": Row(experts=2, further=FP8_WIRE),
         "fp32 ep2 zero1 full": Row(experts=2, recompute="full"),
         "fp32 ep2 zero1 moe": Row(experts=2, recompute="moe"),
-        "fp32 ep2 zero1 norm_and_up_projection": Row(
-            experts=2, recompute="norm_and_up_projection"
-        ),
+        "fp32 ep2 zero1 norm_and_up_projection": Row(experts=2, recompute="norm_and_up_projection"),
         "bf16 ep2 zero1 acc4 moe": Row("bf16", 2, 1, 4, "moe"),
-        "bf16 ep2 zero1 acc4 norm_and_up_projection": Row("bf16", 2, 1, 4, "norm_and_up_projection"),
+        "bf16 ep2 zero1 acc4 norm_and_up_projection": Row(
+            "bf16", 2, 1, 4, "norm_and_up_projection"
+        ),
         "fp32 fp8_wire ep2 moe": Row(experts=2, recompute="moe", further=FP8_WIRE),
     },
     4: {

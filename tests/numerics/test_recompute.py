@@ -140,7 +140,12 @@ def test_only_norms_and_expansions_are_made_again(changes, expansions):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_what_is_kept_is_less(dtype):
-    words = ["model=moe_tiny", "model.first_k_dense_replace=0", "model.num_hidden_layers=2", f"precision={dtype}"]
+    words = [
+        "model=moe_tiny",
+        "model.first_k_dense_replace=0",
+        "model.num_hidden_layers=2",
+        f"precision={dtype}",
+    ]
     kept = {}
     for policy in POLICIES:
         model = build_model(compose([*words, f"recompute={policy}"]).config, torch.device("cpu"))

@@ -28,8 +28,8 @@ def evaluate(
     """Evaluate a checkpoint of `run` in a process as its ranks are; returns the exit code.
 
     The run itself is only read, so it may be training. Raises ConfigError if there is no such run,
-    it has no average, or an override is none of an evaluation's, DataError if the data are not the run's, and what
-    ended the process.
+    it has no average, or an override is none of an evaluation's, DataError if the data are not the
+    run's, and what ended the process.
     """
     words, composed = _understood(overrides)
     directory = _find(run, composed.run_root)

@@ -52,7 +52,9 @@ class FragmentedState:
         self._model = model
         self._zero = zero
         self._average = average
-        self._dtypes = {"master": torch.float32, "ema": torch.float32} | dict.fromkeys(MOMENTS, moment_dtype)
+        self._dtypes = {"master": torch.float32, "ema": torch.float32} | dict.fromkeys(
+            MOMENTS, moment_dtype
+        )
         self._names = {id(p): name for name, p in model.named_parameters()}
 
     def name(self, parameter: nn.Parameter) -> str:

@@ -107,7 +107,7 @@ class _View(NamedTuple):
 
     shape: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
 
 class _Source:

@@ -91,7 +91,8 @@ def remade(function: Callable[..., Tensor], *inputs: Tensor) -> Iterator[Tensor]
     def pack(tensor: Tensor) -> "Tensor | _View":
         # Must not know `result`: autograd holds on to this function.
         if tensor.untyped_storage().data_ptr() != address or tensor.dtype != dtype:
-            return tensor
+            # Detached: an operation that keeps its own result would else keep itself for ever.
+            return tensor.detach()
         source.readers += 1
         return _View(tensor.shape, tensor.stride(), tensor.storage_offset())
 

@@ -147,10 +147,13 @@ def evaluate(
         int | None,
         typer.Option("--step", min=0, help="The checkpoint of this step, not the newest."),
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The average of the parameters, of a run with ema=on.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Evaluate a run: loss, bits per byte, load of the experts."""
-    return _call("evaluate", "evaluate", run, overrides or [], step=step, as_json=as_json)
+    return _call("evaluate", "evaluate", run, overrides or [], step=step, ema=ema, as_json=as_json)
 
 
 @config_app.command("show")

@@ -1,14 +1,18 @@
 """What is trained does not depend on the layout: every row against one process."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from distributed.state import assembled
 from distributed.training_cases import EMPTIED, ROWS, SMALL, STEPS, reference_of
+from dsv3.config.recompute import RecomputePolicy
 from dsv3.model.names import is_expert
 
 pytestmark = pytest.mark.distributed
 
+RECOMPUTED = [name for name in ROWS[2] if name.split()[-1] in get_args(RecomputePolicy)]
 LAYOUTS = [(world, name) for world in (2, 4) for name in ROWS[world]]
 
 # Relative, of losses, of the norm and of a tensor's norm. FP32: sums over ranks and micro batches
@@ -86,7 +90,13 @@ def test_gradients_agree_per_tensor(pair):
     *_, tolerance = tolerances(name)
     ours, theirs = assembled(of_ranks, "once"), assembled(alone, "once")
     assert ours.keys() == theirs.keys()
-    assert {key.split("/")[0] for key in ours} == {"master", "exp_avg", "exp_avg_sq", "buffer"}
+    assert {key.split("/")[0] for key in ours} == {
+        "master",
+        "exp_avg",
+        "exp_avg_sq",
+        "ema",
+        "buffer",
+    }
     far = {}
     for key in (key for key in theirs if key.startswith("exp_avg/")):
         exact = "bf16" in name.split() and not is_expert(key)
@@ -96,16 +106,27 @@ def test_gradients_agree_per_tensor(pair):
     assert far == {}
 
 
-def test_weights_agree_after_some_steps(pair):
+def test_weights_and_their_average_agree_after_some_steps(pair):
     name, of_ranks, alone = pair
     *_, tolerance = tolerances(name)
     ours, theirs = assembled(of_ranks, "end"), assembled(alone, "end")
     far = {
         key: distance(ours[key], theirs[key])
         for key in theirs
-        if key.startswith("master/") and not distance(ours[key], theirs[key]) <= tolerance
+        if key.startswith(("master/", "ema/")) and not distance(ours[key], theirs[key]) <= tolerance
     }
     assert far == {}
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_recomputation_changes_no_bit_on_two_ranks(reports, name):
+    """Losses, norms, counts, and the whole state after one step and after the last."""
+    again, plain = reports(2)[name], reports(2)[name.rpartition(" ")[0]]
+    for mine, wanted in zip(again, plain, strict=True):
+        assert mine.values == wanted.values
+        assert mine.tensors.keys() == wanted.tensors.keys()
+        differing = [k for k, t in wanted.tensors.items() if not torch.equal(mine.tensors[k], t)]
+        assert differing == []
 
 
 def test_the_rows_clip_and_leave_experts_without_tokens(reports):

@@ -14,6 +14,7 @@ import torch.distributed
 from torch import Tensor
 
 from dsv3.config.compose import compose
+from dsv3.config.recompute import RecomputePolicy
 from dsv3.config.root import RunConfig
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.init import fill, materialise
@@ -41,6 +42,7 @@ SMALL = [
     f"schedule.global_batch_size={SEQUENCES}",
     f"schedule.batch_size_quantum={SEQUENCES}",
     "optimizer.gradient_clipping=0.5",
+    "ema.decay=0.9",
 ]
 
 
@@ -51,7 +53,7 @@ class Row(NamedTuple):
     experts: int = 1  # expert parallel size
     zero_stage: int = 1
     accumulation: int = 1
-    recompute: bool = False
+    recompute: RecomputePolicy = "none"
     further: tuple[str, ...] = ()
     idle_replica: bool = False  # the second half of the sequences may use all experts
     refused_step: bool = False  # a step that is not finite on one rank, before the third
@@ -72,15 +74,23 @@ ROWS: dict[int, dict[str, Row]] = {
     2: {
         "fp32 ep2 zero1": Row(experts=2),
         "fp32 ep2 zero2 acc2 recompute": Row(
-            experts=2, zero_stage=2, accumulation=2, recompute=True
+            experts=2, zero_stage=2, accumulation=2, recompute="full"
         ),
         "fp32 dp2 zero2": Row(zero_stage=2),
         "bf16 ep2 zero1 acc4": Row("bf16", 2, 1, 4),
         "fp32 fp8_wire ep2": Row(experts=2, further=FP8_WIRE),
+        "fp32 ep2 zero1 full": Row(experts=2, recompute="full"),
+        "fp32 ep2 zero1 moe": Row(experts=2, recompute="moe"),
+        "fp32 ep2 zero1 norm_and_up_projection": Row(experts=2, recompute="norm_and_up_projection"),
+        "bf16 ep2 zero1 acc4 moe": Row("bf16", 2, 1, 4, "moe"),
+        "bf16 ep2 zero1 acc4 norm_and_up_projection": Row(
+            "bf16", 2, 1, 4, "norm_and_up_projection"
+        ),
+        "fp32 fp8_wire ep2 moe": Row(experts=2, recompute="moe", further=FP8_WIRE),
     },
     4: {
         "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),
-        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute=True, refused_step=True),
+        "fp32 ep2_dp2 zero1 recompute": Row(experts=2, recompute="full", refused_step=True),
         "fp32 ep2_dp2 zero2 acc2": Row(experts=2, zero_stage=2, accumulation=2),
         "bf16 ep2_dp2 zero1": Row("bf16", 2, 1, 2),
         "bf16 ep2_dp2 zero2": Row("bf16", 2, 2, 2),
@@ -109,7 +119,7 @@ def config_of(row: Row, world: int) -> RunConfig:
     return compose([*SMALL, *overrides, *row.further]).config
 
 
-def build(config: RunConfig, local_experts: range, *, recompute: bool) -> Transformer:
+def build(config: RunConfig, local_experts: range, *, recompute: RecomputePolicy) -> Transformer:
     """This rank's part of the model, as it is built for training."""
     from dsv3.engine.groups import expert_group
 

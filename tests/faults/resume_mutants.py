@@ -108,6 +108,7 @@ MUTANTS = (
     Mutant("masters", tensors("^master/"), "loss"),
     Mutant("first moments", tensors("^exp_avg/"), "loss"),
     Mutant("second moments", tensors("^exp_avg_sq/"), "loss"),
+    Mutant("average of the parameters", tensors("^ema/"), "ema"),
     Mutant("step of Adam", adam_step, "loss"),
     Mutant("expert biases", bias(1), "biases"),
     Mutant("expert biases of the MTP module", bias(2), "biases"),

@@ -213,9 +213,7 @@ class Tally:
 class Storm:
     """Kills until enough have fired; every run that gets through must equal the reference."""
 
-    def __init__(
-        self, home: Path, *, seed: int, steps: int = STEPS, layout: str = "ep2"
-    ) -> None:
+    def __init__(self, home: Path, *, seed: int, steps: int = STEPS, layout: str = "ep2") -> None:
         self.home = home
         self.seed = seed
         self.steps = steps

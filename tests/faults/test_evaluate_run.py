@@ -57,6 +57,7 @@ def trained(tmp_path_factory):
         write_text(home / "text.jsonl"),
         steps=STEPS,
         mtp="depth1",
+        ema__decay=0.9,
         evaluation__every_steps=20,
         run_root="runs",
     )
@@ -154,6 +155,47 @@ def test_another_set_or_other_arithmetic_lies_beside_the_runs_own(copy, ending):
     record = json.loads((run / "evaluations/step-40-sequences-4/evaluation.json").read_text())
     assert record["evaluated"]["sequences"] == 4
     assert sum(domain["sequences"] for domain in record["domains"].values()) == 4
+
+
+def test_the_average_is_evaluated_beside_the_trained_weights(copy, ending):
+    """It is the parameters' alone, and its files cannot be taken for those of training."""
+    _, path = copy
+    own = files(path / "evaluations")
+    ending(path, "--ema", code=0)
+    assert {name: own[name] for name in own} == {
+        name: content
+        for name, content in files(path / "evaluations").items()
+        if not name.startswith("step-40-ema/")
+    }
+    records = [
+        json.loads((path / f"evaluations/{name}/evaluation.json").read_text())
+        for name in ("step-40", "step-40-ema")
+    ]
+    assert [record["weights"] for record in records] == ["trained", "ema"]
+    assert records[0]["loss"] != records[1]["loss"]
+    run = RunDirectory(path)
+    config = run.config()
+    checkpoint, _ = find_checkpoint(run, config, 40)
+    models = {}
+    for ema in (False, True):
+        models[ema] = build_model(config, choose_device(config))
+        load_weights(checkpoint, models[ema], config, ema=ema)
+    saved = tensors(path / "checkpoints/step-40")
+    for name, parameter in models[True].named_parameters():
+        assert parameter.detach().numpy().tobytes() == saved[f"rank-00000.safetensors/ema/{name}"]
+    for name, buffer in models[True].named_buffers():
+        assert torch.equal(buffer, dict(models[False].named_buffers())[name])
+
+
+def test_a_run_without_an_average_has_none_to_evaluate(copy, ending):
+    _, path = copy
+    frozen = path / "config.yaml"
+    frozen.write_text(frozen.read_text().replace("decay: 0.9", "decay: null"))
+    for other in (path / "configs").glob("*.yaml"):
+        other.write_text(frozen.read_text())
+    said = ending(path, "--ema", code=2)
+    assert "was trained with ema.decay=null and has no average" in said
+    assert "train a run with ema=on" in said
 
 
 def test_no_such_run_names_those_that_are_near(trained, ending):

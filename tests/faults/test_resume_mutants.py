@@ -26,7 +26,7 @@ from faults.small_run import metrics, overrides, tensors, write_text
 
 STEPS, SAVED = 14, 7
 ARMS = {
-    "aux_free": ["balance=aux_free", "mtp=depth1"],
+    "aux_free": ["balance=aux_free", "mtp=depth1", "ema=on"],
     "aux_batch": ["balance=aux_batch", "balance.batch_counts=previous_step"],
     "rollback": ["health.on_non_finite=rollback", "checkpoint.every_steps=6"],
     "skip": ["health.on_non_finite=skip"],

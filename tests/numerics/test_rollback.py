@@ -33,6 +33,7 @@ OVERRIDES = [
     "checkpoint.keep=3",
     "evaluation.every_steps=null",
     "balance=aux_free",
+    "ema.decay=0.9",
     "health.spike_window_steps=8",
     "health.window_steps=3",
     "tracking=none",

@@ -121,7 +121,7 @@ def test_same_counts_with_and_without_recompute() -> None:
     arm = balance(**ARMS["aux_free_seq"])
     plain, again = (
         build(model_config(num_hidden_layers=3), balance=arm, mtp=mtp(2), recompute=recompute)
-        for recompute in (False, True)
+        for recompute in ("none", "full")
     )
     ids, labels = batch(plain.config, 2, 6)
     losses = [model(ids, labels, torch.tensor(0.3)) for model in (plain, again)]

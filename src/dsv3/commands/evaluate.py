@@ -22,22 +22,27 @@ FIGURES = "evaluation.json"
 MOST_IDS = 8
 
 
-def evaluate(run: str, overrides: Sequence[str], *, step: int | None, as_json: bool) -> int:
+def evaluate(
+    run: str, overrides: Sequence[str], *, step: int | None, ema: bool = False, as_json: bool
+) -> int:
     """Evaluate a checkpoint of `run` in a process as its ranks are; returns the exit code.
 
-    The run itself is only read, so it may be training. Raises ConfigError if there is no such run
-    or an override is none of an evaluation's, DataError if the data are not the run's, and what
-    ended the process.
+    The run itself is only read, so it may be training. Raises ConfigError if there is no such run,
+    it has no average, or an override is none of an evaluation's, DataError if the data are not the
+    run's, and what ended the process.
     """
     words, composed = _understood(overrides)
     directory = _find(run, composed.run_root)
     config = _with(directory.latest_config(), composed, words)
+    if ema and config.ema.decay is None:
+        rule = f"{directory.path} was trained with ema.decay=null and has no average"
+        raise ConfigError(Problem("--ema", rule, "leave it out, or train a run with ema=on"))
     _refuse_missing_gpu(config)
     _prepare(directory, config)
     with tempfile.TemporaryDirectory(prefix="dsv3-eval-") as temporary:
         report = Path(temporary) / "report.json"
         arguments = EvaluationArguments(
-            directory.path, directory.config_file(config), report, step, as_json
+            directory.path, directory.config_file(config), report, step, as_json, ema
         )
         code = launch_evaluation(arguments, config)
         if code != 0 and not report.exists():
@@ -127,6 +132,8 @@ def _print(directory: RunDirectory, written: Path, *, as_json: bool) -> None:
         return
     console.write(f"run              {directory.path}")
     console.write(f"after            step {record['step']}, {record['tokens']:,} tokens")
+    if record["weights"] == "ema":
+        console.write(f"weights          average, decay {directory.config().ema.decay:g}")
     console.write(f"validation loss  {record['loss']:.4f} nats per token")
     console.write(f"bits per byte    {record['bpb']:.4f}")
     if "max_violation_global" in record:

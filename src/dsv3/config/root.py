@@ -3,6 +3,7 @@
 from dsv3.config.balance import BalanceConfig
 from dsv3.config.checkpoint import CheckpointConfig
 from dsv3.config.data import DataConfig
+from dsv3.config.ema import EmaConfig
 from dsv3.config.evaluation import EvaluationConfig
 from dsv3.config.health import HealthConfig
 from dsv3.config.launcher import LauncherConfig
@@ -11,6 +12,7 @@ from dsv3.config.mtp import MtpConfig
 from dsv3.config.optimizer import OptimizerConfig
 from dsv3.config.parallelism import ParallelismConfig
 from dsv3.config.precision import PrecisionConfig
+from dsv3.config.recompute import RecomputePolicy
 from dsv3.config.schedule import ScheduleConfig
 from dsv3.config.section import Section, field
 from dsv3.config.tracking import TrackingConfig
@@ -55,11 +57,17 @@ class RunConfig(Section):
     model: ModelConfig = field("The architecture.")
     parallelism: ParallelismConfig = field("How the run is spread over ranks.")
     precision: PrecisionConfig = field("The arithmetic.")
+    recompute: RecomputePolicy = field(
+        "What the backward pass makes again instead of keeping it, bit for bit the same."
+        " `norm_and_up_projection`: norms, and queries, keys and values from their latents; `moe`:"
+        " the FFN of MoE layers, its exchange of tokens too; `full`: all but a layer's input."
+    )
     schedule: ScheduleConfig = field("Length, batch and curves.")
     balance: BalanceConfig = field("Expert load balancing.")
     mtp: MtpConfig = field("Multi-token prediction.")
     data: DataConfig = field("The text.")
     optimizer: OptimizerConfig = field("AdamW and clipping.")
+    ema: EmaConfig = field("Average of the parameters.")
     evaluation: EvaluationConfig = field("Loss on held-out text.")
     health: HealthConfig = field("What follows a bad step, and what is watched.")
     checkpoint: CheckpointConfig = field("What is kept and how a run goes on.")

@@ -339,6 +339,16 @@ def a_recorded_step_is_made(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def recomputed_parts_are_not_compiled(config: RunConfig) -> Iterator[Problem]:
+    """A compiler takes a block whole: what is recomputed inside of it, it would not see."""
+    if config.launcher.compile and config.recompute not in ("none", "full"):
+        yield Problem(
+            f"recompute={config.recompute}",
+            "drops parts of a block, which launcher.compile=true compiles whole",
+            "use recompute=full or none, or launcher.compile=false",
+        )
+
+
 RULES = (
     experts_divide_into_groups,
     chosen_groups_exist,
@@ -365,6 +375,7 @@ RULES = (
     batch_is_whole_quanta,
     quanta_divide_over_ranks,
     a_recorded_step_is_made,
+    recomputed_parts_are_not_compiled,
 )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from dsv3.config.root import RunConfig
 from dsv3.engine.adamw import MOMENT_DTYPES, make_adamw
 from dsv3.engine.collective import RankCollective
+from dsv3.engine.ema import HostAverage
 from dsv3.engine.fragments import Fragment, FragmentedState
 from dsv3.engine.groups import expert_group, parameter_groups, stage_grid, wrap
 from dsv3.engine.health import (
@@ -81,9 +82,15 @@ class TrainingEngine:
         )
         self._zero = ZeroState(self._engine.optimizer)
         moment_dtype = MOMENT_DTYPES[optimizer.moment_dtype]
+        decay, masters = config.ema.decay, [group.master for group in self._zero.flat_groups()]
+        self._average = None if decay is None else HostAverage(masters, decay=decay)
         saves_buffers = place_of(config.parallelism, torch.distributed.get_rank()).data_rank == 0
         self._state = FragmentedState(
-            model, self._zero, moment_dtype=moment_dtype, saves_buffers=saves_buffers
+            model,
+            self._zero,
+            moment_dtype=moment_dtype,
+            saves_buffers=saves_buffers,
+            average=self._average,
         )
 
     @property
@@ -118,10 +125,18 @@ class TrainingEngine:
             # and not multiplied by 0, which leaves a NaN what it is.
             self._zero.discard_gradients()
             raise
+        self._await_average()
         with span("optimizer", "update"):
             self._zero.clip_gradients(result.grad_norm, self._largest_norm)
             self._engine.step()
+        if self._average is not None:
+            self._average.update()
         return result
+
+    def _await_average(self) -> None:
+        """Before masters change, or the average is read or written."""
+        if self._average is not None:
+            self._average.wait()
 
     def _accumulate(
         self, micro_batches: Sequence[MicroBatch], on_micro_batch: Callable[[], None]
@@ -231,10 +246,17 @@ class TrainingEngine:
 
         ZeRO starts its masters from the model's weights, which under bf16 are rounded already.
         """
+        self._await_average()
         self._state.set_masters(value)
+        if self._average is not None:
+            self._average.restart()
 
     def fragments(self) -> Iterator[Fragment]:
-        """Yield masters, moments and persistent buffers of this rank as views into live memory."""
+        """Masters, moments, averages and persistent buffers of this rank: views into live memory.
+
+        They hold until the next step.
+        """
+        self._await_average()
         return self._state.fragments()
 
     def expected_tensors(
@@ -246,6 +268,7 @@ class TrainingEngine:
     def prepare_load(self, optimizer_step: int) -> None:
         """Make the state of that many updates exist, so that `fragments` can be written to."""
         self._zero.discard_gradients()
+        self._await_average()
         self._state.prepare_load(optimizer_step)
 
     def finish_load(self) -> None:
@@ -261,6 +284,8 @@ class TrainingEngine:
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks and let its state go; the module stays usable."""
+        if self._average is not None:
+            self._average.close()
         self._engine.destroy()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dsv3.engine.adamw import MOMENTS
+from dsv3.engine.ema import HostAverage
 from dsv3.engine.groups import is_expert
 from dsv3.engine.vendor import groups as deepspeed_groups
 from dsv3.engine.zero import FlatGroup, ZeroState
@@ -20,7 +21,7 @@ from dsv3.engine.zero import FlatGroup, ZeroState
 class Fragment(NamedTuple):
     """A contiguous slice of a global tensor and the memory of this rank that holds it."""
 
-    key: str  # "master/<name>", "exp_avg/<name>", "exp_avg_sq/<name>" or "buffer/<name>"
+    key: str  # "master/<name>", "exp_avg/<name>", "exp_avg_sq/<name>", "ema/..." or "buffer/..."
     shape: tuple[int, ...]  # of the global tensor
     offset: int  # first element of the slice in the flattened global tensor
     data: torch.Tensor  # 1-D view: reading it saves, writing it loads
@@ -47,11 +48,15 @@ class FragmentedState:
         *,
         moment_dtype: torch.dtype = torch.float32,
         saves_buffers: bool = True,
+        average: HostAverage | None = None,
     ) -> None:
         self._saves_buffers = saves_buffers  # one rank of those that hold the same layers
         self._model = model
         self._zero = zero
-        self._dtypes = {"master": torch.float32} | dict.fromkeys(MOMENTS, moment_dtype)
+        self._average = average
+        self._dtypes = {"master": torch.float32, "ema": torch.float32} | dict.fromkeys(
+            MOMENTS, moment_dtype
+        )
         self._names = {id(p): name for name, p in model.named_parameters()}
 
     def name(self, parameter: nn.Parameter) -> str:
@@ -68,9 +73,12 @@ class FragmentedState:
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield at most one fragment per parameter and kind, then the buffers."""
-        for group in self._zero.flat_groups():
+        averages = None if self._average is None else self._average.averages
+        for index, group in enumerate(self._zero.flat_groups()):
             state = self._zero.base.state.get(group.master, {})
             kinds = {"master": group.master} | {k: state[k] for k in MOMENTS if k in state}
+            if averages is not None:
+                kinds["ema"] = averages[index]
             for part in self._slices(group):
                 for kind, flat in kinds.items():
                     data = flat.detach()[part.owned]
@@ -83,7 +91,8 @@ class FragmentedState:
         self, optimizer_step: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Global shape and dtype by key after `optimizer_step` updates, of this rank's layers."""
-        kinds = ("master", *MOMENTS) if optimizer_step > 0 else ("master",)
+        moments = MOMENTS if optimizer_step > 0 else ()
+        kinds = ("master", *moments, *(() if self._average is None else ("ema",)))
         tensors = {
             f"{kind}/{self.name(p)}": (_global_extent(p)[0], self._dtypes[kind])
             for group in self._zero.flat_groups()

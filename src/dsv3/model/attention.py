@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dsv3.config.model import ModelConfig
 from dsv3.model.backends import Backend
+from dsv3.model.recompute import kept
 from dsv3.ops.rope import (
     rotary_frequencies,
     rotate_pairs,
@@ -36,11 +37,19 @@ class LatentAttention(nn.Module):
 
     def forward(self, hidden_BSD: Tensor, rotation: Tensor) -> Tensor:
         """Attend causally; `rotation` [2, S, P/2] holds the cosines and sines of the positions."""
+        out_BSD: Tensor = self.o_proj(self.attend(hidden_BSD, rotation))
+        return out_BSD
+
+    def attend(self, hidden_BSD: Tensor, rotation: Tensor) -> Tensor:
+        """The heads' values side by side, [B, S, H V], before `o_proj` mixes them.
+
+        Of this, a selective recomputation keeps the latents and what the attention itself made.
+        """
         c = self.config
         heads = (c.num_attention_heads, -1)
-        latent_BSC, k_rope_BSP = self.kv_a_proj_with_mqa(hidden_BSD).split(
-            (c.kv_lora_rank, c.qk_rope_head_dim), dim=-1
-        )
+        with kept():  # small beside what is expanded from them
+            latents = self.kv_a_proj_with_mqa(hidden_BSD)
+        latent_BSC, k_rope_BSP = latents.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent_BSC)).unflatten(-1, heads).transpose(1, 2)
         k_nope_BHSN, v_BHSV = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
         k_rope_BHSP = rotate_pairs(k_rope_BSP, rotation).unsqueeze(1)
@@ -51,15 +60,17 @@ class LatentAttention(nn.Module):
         q_nope_BHSN, q_rope_BHSP = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         q_BHSd = torch.cat((q_nope_BHSN, rotate_pairs(q_rope_BHSP, rotation)), dim=-1)
 
-        out_BHSV = self.backend.attention(q_BHSd, k_BHSd, v_BHSV, scale=self.scale)
-        out_BSD: Tensor = self.o_proj(out_BHSV.transpose(1, 2).flatten(2))
-        return out_BSD
+        with kept():
+            out_BHSV = self.backend.attention(q_BHSd, k_BHSd, v_BHSV, scale=self.scale)
+        return out_BHSV.transpose(1, 2).flatten(2)
 
     def _queries(self, hidden_BSD: Tensor) -> Tensor:
         if self.config.q_lora_rank is None:
             queries: Tensor = self.q_proj(hidden_BSD)
         else:
-            queries = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BSD)))
+            with kept():
+                latent_BSQ = self.q_a_proj(hidden_BSD)
+            queries = self.q_b_proj(self.q_a_layernorm(latent_BSQ))
         return queries
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dsv3.config.model import ModelConfig
 from dsv3.model.backends import Backend
 from dsv3.model.block import Block, Parts
+from dsv3.model.recompute import remade
 
 
 class SharedHead(nn.Module):
@@ -46,6 +47,13 @@ class MtpModule(Block):
 
     def join(self, hidden_BSD: Tensor, embedded_BSD: Tensor) -> Tensor:
         """The input of the block (eq. 21), [B, S, D]."""
-        both = torch.cat((self.enorm(embedded_BSD), self.hnorm(hidden_BSD)), dim=-1)
-        joined_BSD: Tensor = self.eh_proj(both)
+        joined_BSD: Tensor
+        if self.recompute == "norm_and_up_projection":
+            with remade(self._normed_pair, embedded_BSD, hidden_BSD) as pair:
+                joined_BSD = self.eh_proj(pair)
+        else:
+            joined_BSD = self.eh_proj(self._normed_pair(embedded_BSD, hidden_BSD))
         return joined_BSD
+
+    def _normed_pair(self, embedded_BSD: Tensor, hidden_BSD: Tensor) -> Tensor:
+        return torch.cat((self.enorm(embedded_BSD), self.hnorm(hidden_BSD)), dim=-1)

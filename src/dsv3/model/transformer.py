@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dsv3.config.balance import BalanceConfig
 from dsv3.config.model import ModelConfig
 from dsv3.config.mtp import MtpConfig
+from dsv3.config.recompute import RecomputePolicy
 from dsv3.model.attention import rotation_of
 from dsv3.model.backends import Backend
 from dsv3.model.block import Block
@@ -58,7 +59,7 @@ class Transformer(nn.Module):
         dispatcher: TokenDispatcher,
         parts: Sequence[range] | None = None,
         local_experts: range | None = None,
-        recompute: bool = False,
+        recompute: RecomputePolicy = "none",
         balance: BalanceConfig | None = None,
         mtp: MtpConfig | None = None,
     ) -> None:

@@ -24,6 +24,7 @@ _INCLUDED: dict[str, Any] = {
     "mtp": True,
     "data": True,
     "optimizer": True,
+    "ema": True,  # in every checkpoint, and it is all the steps' or none's
     "health": {  # what decides whether an update is made
         "on_non_finite",
         "on_spike",

@@ -77,10 +77,10 @@ class RankArguments:
 
 @dataclass(frozen=True)
 class EvaluationArguments:
-    """`RUN_DIR --config FILE --report FILE [--step N] [--quiet]`.
+    """`RUN_DIR --config FILE --report FILE [--step N] [--ema] [--quiet]`.
 
-    Without a step: the newest good checkpoint. The process says in the report, a JSON file, where
-    it wrote the evaluation, or how it failed.
+    Without a step: the newest good checkpoint; with `--ema`: the average of its parameters. The
+    process says in the report, a JSON file, where it wrote the evaluation, or how it failed.
     """
 
     run_dir: Path
@@ -88,12 +88,15 @@ class EvaluationArguments:
     report: Path
     step: int | None
     quiet: bool
+    ema: bool = False
 
     def to_argv(self) -> list[str]:
         """The arguments after `python -m dsv3.train.evaluator`."""
         argv = [str(self.run_dir), "--config", self.config_file, "--report", str(self.report)]
         if self.step is not None:
             argv += ["--step", str(self.step)]
+        if self.ema:
+            argv.append("--ema")
         return [*argv, "--quiet"] if self.quiet else argv
 
     @classmethod
@@ -106,6 +109,6 @@ class EvaluationArguments:
         parser.add_argument("--config", dest="config_file", required=True)
         parser.add_argument("--report", type=Path, required=True)
         parser.add_argument("--step", type=int)
+        parser.add_argument("--ema", action="store_true")
         parser.add_argument("--quiet", action="store_true")
-        parsed = parser.parse_args(argv)
-        return cls(parsed.run_dir, parsed.config_file, parsed.report, parsed.step, parsed.quiet)
+        return cls(**vars(parser.parse_args(argv)))

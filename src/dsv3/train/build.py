@@ -58,6 +58,7 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
             dispatcher=dispatcher,
             parts=None if place is None else layers_held(config, place.stage),
             local_experts=local,
+            recompute=config.recompute,
             balance=config.balance,
             mtp=config.mtp,
         )

@@ -31,6 +31,7 @@ KINDS = {
     "master": "masters",
     "exp_avg": "exp_avg",
     "exp_avg_sq": "exp_avg_sq",
+    "ema": "ema",
     "buffer": "buffers",
 }
 """Name in the final line of each kind of the engine's fragments."""

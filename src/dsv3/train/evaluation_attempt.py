@@ -16,7 +16,7 @@ from dsv3.runs.rank import EvaluationArguments
 from dsv3.train.build import build_model, choose_device
 from dsv3.train.console import Presenter, open_console
 from dsv3.train.evaluation import Evaluation, evaluate
-from dsv3.train.evaluation_files import save_evaluation
+from dsv3.train.evaluation_files import Weights, save_evaluation
 from dsv3.train.health import refuse_non_finite_loss
 from dsv3.train.layers import ModelLayers
 from dsv3.train.position import Position
@@ -48,13 +48,16 @@ def evaluate_run(
         check()
         device = choose_device(config)
         model = build_model(config, device)
-        load_weights(checkpoint, model, config)
+        load_weights(checkpoint, model, config, ema=arguments.ema)
         position = Position.from_state(checkpoint.state["position"])
         evaluation = _evaluate(model, samples, config, device, shown, check)
     finally:
         shown.close()
     refuse_non_finite_loss(evaluation.loss, position, None)
-    return save_evaluation(run, config, device, position, evaluation, by_training=False)
+    weights: Weights = "ema" if arguments.ema else "trained"
+    return save_evaluation(
+        run, config, device, position, evaluation, by_training=False, weights=weights
+    )
 
 
 def _evaluate(

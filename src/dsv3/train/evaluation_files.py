@@ -12,7 +12,7 @@ Nothing in them depends on the clock: the same evaluation writes the same bytes.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -26,6 +26,7 @@ from dsv3.train.domain_load import DomainLoad
 from dsv3.train.evaluation import Evaluation
 from dsv3.train.position import Position
 
+Weights = Literal["trained", "ema"]
 FIGURES, LOAD = "evaluation.json", "expert_load.safetensors"
 
 
@@ -37,15 +38,19 @@ def save_evaluation(
     evaluation: Evaluation,
     *,
     by_training: bool,
+    weights: Weights = "trained",
 ) -> Path:
     """Write both files of an evaluation at `position`; returns their directory.
 
+    That of other weights than the trained ones is a directory of its own, named after them.
     Each file is replaced whole. Only training replaces what was computed with other arithmetic
     (threads, device ...); others leave it and write beside it. Raises CapacityError if the
     storage fails.
     """
     arithmetic = _arithmetic(config, device)
     directory = run.evaluation(position.step, config.evaluation.sequences)
+    if weights != "trained":
+        directory = directory.with_name(f"{directory.name}-{weights}")
     if not by_training:
         directory = _beside(directory, arithmetic)
     content = _load_file(evaluation.load)
@@ -60,6 +65,7 @@ def save_evaluation(
     record = {
         "step": position.step,
         "tokens": position.tokens,
+        "weights": weights,
         **evaluation.figures(),
         "evaluated": {
             "sequences": config.evaluation.sequences,

@@ -55,17 +55,21 @@ def find_checkpoint(run: RunDirectory, config: RunConfig, step: int | None) -> F
     raise CheckpointError(skipped)
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module, config: RunConfig) -> None:
+def load_weights(
+    checkpoint: Checkpoint, model: nn.Module, config: RunConfig, *, ema: bool = False
+) -> None:
     """Fill parameters, rounding the FP32 masters as the engine does, and persistent buffers.
 
+    With `ema` from their average, which buffers have none of: biases are no parameters.
     One tensor at a time. Raises CheckpointError if one is missing, or the checkpoint has gone.
     """
+    kind = "ema" if ema else "master"
     kept = model.state_dict(keep_vars=True)
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     try:
         for name, parameter in model.named_parameters():
             master = torch.empty(parameter.numel())
-            _read(checkpoint, f"master/{name}", parameter.shape, master)
+            _read(checkpoint, f"{kind}/{name}", parameter.shape, master)
             parameter.data.copy_(master.view_as(parameter))
         for name, buffer in buffers.items():
             value = torch.empty(buffer.numel(), dtype=buffer.dtype)

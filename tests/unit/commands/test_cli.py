@@ -90,7 +90,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
             (
                 "evaluate.evaluate",
                 ("runs/x", ["evaluation.sequences=4"]),
-                {"step": 3, "as_json": False},
+                {"step": 3, "ema": False, "as_json": False},
             ),
         ),
         (["doctor", "--json"], ("doctor.doctor", (), {"as_json": True})),

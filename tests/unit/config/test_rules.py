@@ -388,6 +388,13 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         {"run.timeline_step": 10_000},
         "run.timeline_step=10000: must not exceed the 51 steps of the run; use 1 to 51",
     ),
+    (
+        rules.recomputed_parts_are_not_compiled,
+        {"launcher.compile": True, "recompute": "full"},
+        {"recompute": "moe"},
+        "recompute=moe: drops parts of a block, which launcher.compile=true compiles whole; use"
+        " recompute=full or none, or launcher.compile=false",
+    ),
 ]
 
 

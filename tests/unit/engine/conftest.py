@@ -42,12 +42,13 @@ def is_expert_name(name: str) -> bool:
     return "experts." in name
 
 
-def make_config(recipe="fp32", zero_stage=1, clipping=1.0):
+def make_config(recipe="fp32", zero_stage=1, clipping=1.0, decay=None):
     return compose(
         [
             f"precision={recipe}",
             f"parallelism.zero_stage={zero_stage}",
             f"optimizer.gradient_clipping={clipping}",
+            f"ema.decay={'null' if decay is None else decay}",
         ]
     ).config
 
@@ -89,10 +90,10 @@ def engine_of():
 
     engines = []
 
-    def build(recipe="fp32", zero_stage=1, clipping=1.0, seed=0, model=None):
+    def build(recipe="fp32", zero_stage=1, clipping=1.0, seed=0, model=None, decay=None):
         model = SmallNet(seed) if model is None else model
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
-        config = make_config(recipe, zero_stage, clipping)
+        config = make_config(recipe, zero_stage, clipping, decay)
         engine = TrainingEngine(model, config, device="cpu", expert_parameter=is_expert_name)
         engine.set_masters(initial.__getitem__)
         engines.append(engine)

@@ -37,12 +37,13 @@ data.source data.path data.tokenizer data.tokenizer_vocab_size data.max_bytes
 data.validation_fraction data.domain_shares
 optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.gradient_clipping
 optimizer.moment_dtype
+ema.decay
 health.on_non_finite health.on_spike health.spike_window_steps health.spike_deviations
 health.largest_skips health.largest_rollbacks
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
+run_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
 run.timeline_step
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.pipeline_schedule parallelism.zero_stage

@@ -20,6 +20,7 @@ def test_the_frozen_configuration_is_the_default() -> None:
 
 @pytest.mark.parametrize("step", [None, 0, 40])
 @pytest.mark.parametrize("quiet", [False, True])
-def test_arguments_of_an_evaluation_survive_too(step: int | None, quiet: bool) -> None:
-    arguments = EvaluationArguments(Path("a b"), "config.yaml", Path("r/t"), step, quiet)
+@pytest.mark.parametrize("ema", [False, True])
+def test_arguments_of_an_evaluation_survive_too(step: int | None, quiet: bool, ema: bool) -> None:
+    arguments = EvaluationArguments(Path("a b"), "config.yaml", Path("r/t"), step, quiet, ema)
     assert EvaluationArguments.from_argv(arguments.to_argv()) == arguments

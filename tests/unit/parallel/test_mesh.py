@@ -28,7 +28,7 @@ def test_ep2_dp2_by_hand() -> None:
 
 def test_the_second_stage_by_hand() -> None:
     place = place_of(layout(2, 2, 2), 5)
-    assert place == Place(5, 1, range(4, 8), range(4, 6), range(5, 8, 2))
+    assert place == Place(5, 1, range(4, 8), range(4, 6), range(5, 8, 2), range(1, 8, 4))
     assert (place.data_rank, place.expert_rank) == (1, 1)
 
 
@@ -40,6 +40,7 @@ def test_groups_are_partitions_of_the_ranks(sizes: tuple[int, int, int]) -> None
         (lambda p: p.data_ranks, mesh.data_parallel_size),
         (lambda p: p.expert_ranks, mesh.expert_parallel_size),
         (lambda p: p.expert_data_ranks, mesh.expert_data_parallel_size),
+        (lambda p: p.pipeline_ranks, mesh.pipeline_parallel_size),
     ):
         groups = {tuple(of(place)) for place in places}
         assert all(len(group) == size for group in groups)

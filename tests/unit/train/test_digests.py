@@ -8,6 +8,7 @@ import torch
 
 from dsv3.engine.fragments import Fragment
 from dsv3.train.digests import KINDS, Digests, StepDigests
+from dsv3.train.layers import ModelLayers
 from dsv3.train.load import Load
 from dsv3.train.position import Position
 from dsv3.train.reporter import Reports
@@ -41,7 +42,13 @@ def run(*, ids=0, labels=0, count=0, bias=0.0, held=None, optimizer_step=3, stat
     digests = StepDigests(
         SimpleNamespace(all_gather=lambda value: [value], device=torch.device("cpu")),
         SimpleNamespace(fragments=lambda: held or fragments(), optimizer_step=optimizer_step),
-        {LAYER: SimpleNamespace(router=router)},
+        ModelLayers(
+            {LAYER: SimpleNamespace(router=router)},
+            names=[LAYER],
+            experts=2,
+            top_k=1,
+            device=torch.device("cpu"),
+        ),
         [SimpleNamespace(name="lr")],
         heard,
         data_fingerprint=data,

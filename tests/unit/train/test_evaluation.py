@@ -11,6 +11,7 @@ from dsv3.config.compose import compose
 from dsv3.data.samples import ValidationSample
 from dsv3.train.build import build_model
 from dsv3.train.evaluation import evaluate
+from dsv3.train.layers import ModelLayers
 
 CPU = torch.device("cpu")
 
@@ -43,6 +44,14 @@ class FakeModel:
         return (input_ids_BS == 5).float().mean() * torch.tensor([1.0, 0.5])
 
 
+def evaluated(model, samples, batch_size, **options):
+    """`evaluate` with the layers of a fake, the last of which is that of an MTP module."""
+    layers = ModelLayers(
+        model.layers, names=(*model.layers,), experts=4, top_k=1, device=CPU, mtp_depth=1
+    )
+    return evaluate(model, samples, batch_size, CPU, layers=layers, **options)
+
+
 def sample(domain, ids, target_bytes):
     return ValidationSample(domain, np.array(ids, dtype=np.int64), target_bytes)
 
@@ -58,7 +67,7 @@ SAMPLES = [
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_losses_per_domain_and_in_all(batch_size):
-    record = evaluate(FakeModel(), SAMPLES[:3], batch_size, CPU).record()
+    record = evaluated(FakeModel(), SAMPLES[:3], batch_size).record()
     assert record["loss"] == (3 + 7 + 11) / 6
     assert record["evaluated_tokens"] == 6
     assert record["bpb"] == pytest.approx(21 / math.log(2) / 45, rel=1e-15)
@@ -71,7 +80,7 @@ def test_losses_per_domain_and_in_all(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_load_per_domain_and_layer(batch_size):
-    load = evaluate(FakeModel(), SAMPLES, batch_size, CPU, mtp_depth=2).load
+    load = evaluated(FakeModel(), SAMPLES, batch_size, mtp_depth=2).load
     assert load.domains == ("a", "b")
     assert load.layers == ("model.layers.1.mlp", "model.layers.2.mlp")  # without the MTP module's
     assert load.tokens_per_expert.dtype == torch.int64
@@ -93,7 +102,7 @@ def test_load_per_domain_and_layer(batch_size):
 
 
 def test_the_record_averages_over_layers():
-    record = evaluate(FakeModel(), SAMPLES, 2, CPU).record()
+    record = evaluated(FakeModel(), SAMPLES, 2).record()
     assert record["max_violation_global"] == pytest.approx((6 / 2.5 - 1 + 0) / 2)
     assert record["max_violation_global_per_layer"] == {"1": pytest.approx(1.4), "2": 0.0}
     assert record["max_violation_sequence"] == pytest.approx((1.8 + 0) / 2)
@@ -102,17 +111,14 @@ def test_the_record_averages_over_layers():
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
 def test_acceptance_weighs_every_sequence_alike(batch_size):
     samples = [*SAMPLES[:4], SAMPLES[3]]
-    record = evaluate(FakeModel(), samples, batch_size, CPU, mtp_depth=2).record()
+    record = evaluated(FakeModel(), samples, batch_size, mtp_depth=2).record()
     assert record["mtp_acceptance"] == pytest.approx([0.3, 0.15], rel=1e-6)  # 3 fives of 10
 
 
 def test_a_model_without_experts_has_no_load():
-    dense = SimpleNamespace(
-        config=FakeModel().config,
-        moe_layers=dict,
-        token_losses=lambda _input_ids_BS, labels_BS: labels_BS.float(),
-    )
-    evaluation = evaluate(dense, SAMPLES, 2, CPU)
+    dense = SimpleNamespace(token_losses=lambda _input_ids_BS, labels_BS: labels_BS.float())
+    layers = ModelLayers.whole({})
+    evaluation = evaluate(dense, SAMPLES, 2, CPU, layers=layers)
     assert "max_violation_global" not in evaluation.record()
     assert evaluation.figures()["layers"] == {}
 
@@ -139,8 +145,11 @@ def test_evaluation_excludes_mtp_leaves_training_as_it_was_and_repeats_to_the_bi
     random_state = torch.get_rng_state()
     small.eval()
     with torch.no_grad():
-        first, second = (evaluate(small, samples, 2, CPU, mtp_depth=1) for _ in range(2))
-        pairs = evaluate(small, samples[:2], 2, CPU)
+        layers = ModelLayers.of_model(small, CPU)
+        first, second = (
+            evaluate(small, samples, 2, CPU, layers=layers, mtp_depth=1) for _ in range(2)
+        )
+        pairs = evaluate(small, samples[:2], 2, CPU, layers=layers)
     small.train()
     assert first.figures() == second.figures()
     assert torch.equal(first.load.tokens_per_expert, second.load.tokens_per_expert)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsv3.errors import NumericHealthError
 from dsv3.train.loop import Trainer, train_step
-from numerics.poison import SITES, differing, everything, poisoned
+from numerics.poison import SITES, differing, everything, holds, poisoned
 from numerics.small_training import training
 
 FAULTY = 1  # the rank
@@ -24,6 +24,17 @@ LAYOUTS = {
     "ep2 zero2 bf16": ["parallelism=ep2", "parallelism.zero_stage=2", "precision=bf16"],
     "dp2 zero1 bf16": ["parallelism=dp2", "parallelism.zero_stage=1", "precision=bf16"],
 }
+PIPELINES = {
+    "pp2 1f1b": ["parallelism=pp2"],
+    "pp2 dualpipev bf16": [
+        "parallelism=pp2",
+        "parallelism.pipeline_schedule=dualpipev",
+        "model.num_hidden_layers=4",
+        "precision=bf16",
+    ],
+}
+# Each is on one of the stages; the loss of a pipeline is no output of the whole model.
+PIPELINE_SITES = tuple(site for site in SITES if site != "loss")
 MORE = [
     "balance=aux_free_seq",
     "mtp=depth1",
@@ -48,18 +59,17 @@ def untimed(line: dict[str, Any]) -> list[str]:
 def non_finite(overrides: list[str]) -> tuple[Any, dict[str, Tensor]]:
     """At every site on one rank: was it skipped, did anything change, is the next step the same."""
     rank, found = torch.distributed.get_rank(), {}
+    in_pipeline = any("=pp" in override for override in overrides)
     skipping = [*overrides, *MORE, "health.on_non_finite=skip"]
     with training(*skipping) as trainer, training(*skipping) as twin:
         train_step(trainer), train_step(twin)
-        for site in SITES:
+        module = trainer.engine.module
+        for site in PIPELINE_SITES if in_pipeline else SITES:
+            faulty = holds(module, site) if in_pipeline else rank == FAULTY
             before = everything(trainer)
             told: list[Any] = []
             trainer.reporter.event = lambda name, told=told, **fields: told.append([name, fields])
-            with (
-                poisoned(trainer.model, site, math.nan)
-                if rank == FAULTY
-                else nullcontext() as poison
-            ):
+            with poisoned(module, site, math.nan) if faulty else nullcontext() as poison:
                 line = train_step(trainer)
             fired = 0 if poison is None else poison.fired
             changed = differing(everything(trainer), before)
@@ -125,6 +135,8 @@ def _cases() -> dict[str, Callable[[], Any]]:
     for name, overrides in LAYOUTS.items():
         cases[f"health non-finite {name}"] = partial(non_finite, overrides)
         cases[f"health flips {name}"] = partial(flips, overrides)
+    for name, overrides in PIPELINES.items():
+        cases[f"health non-finite {name}"] = partial(non_finite, overrides)
     for every in (1, 3):
         cases[f"health stopped {every}"] = partial(stopped, LAYOUTS["dp2 zero2"], every)
     return cases

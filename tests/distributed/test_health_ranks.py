@@ -2,7 +2,7 @@
 
 import pytest
 
-from distributed.health_cases import FAULTY, FLIPS, LAYOUTS
+from distributed.health_cases import FAULTY, FLIPS, LAYOUTS, PIPELINE_SITES, PIPELINES
 from numerics.poison import GRADIENTS, NAMED, SITES
 
 pytestmark = pytest.mark.distributed
@@ -41,6 +41,21 @@ def test_one_event_says_why(non_finite, site):
     elif site in NAMED:
         assert NAMED[site] in fields["names"]
         assert FAULTY in fields["ranks"]
+
+
+@pytest.mark.parametrize("layout", PIPELINES)
+@pytest.mark.parametrize("site", PIPELINE_SITES)
+def test_no_stage_makes_the_update(reports, layout, site):
+    of_ranks = [report.values[site] for report in reports(2)[f"health non-finite {layout}"]]
+    assert sorted(bool(of_rank["fired"]) for of_rank in of_ranks) == [False, True]
+    first, second = of_ranks
+    assert first["line"] == second["line"]
+    assert "skipped True" in first["line"]
+    assert [name for name, _ in first["events"]] == ["step_skipped"]
+    assert first["events"] == second["events"]
+    for of_rank in of_ranks:
+        assert of_rank["changed"] == []
+        assert of_rank["next"], "the next step is not that of a run without the batch"
 
 
 def test_every_flipped_bit_is_found_and_placed_by_every_rank(flips):

@@ -51,6 +51,13 @@ class Poison:
     fired: int = field(default=0)
 
 
+def holds(model: nn.Module, site: str) -> bool:
+    """Whether this rank's part of the model has the site."""
+    path = {**{name: path for name, (path, _) in OUTPUTS.items()}, **INPUTS, **GRADIENTS}[site]
+    names = dict(model.named_parameters() if site in GRADIENTS else model.named_modules())
+    return path in names
+
+
 @contextmanager
 def poisoned(model: nn.Module, site: str, value: float) -> Iterator[Poison]:
     """Put `value` in at `site` in every pass."""
@@ -86,9 +93,10 @@ def poisoned(model: nn.Module, site: str, value: float) -> Iterator[Poison]:
 
 def everything(trainer: Any) -> dict[str, Tensor]:
     """A copy of all that training goes on from: masters, moments, weights, buffers, counters."""
+    module = trainer.engine.module
     state = {fragment.key: fragment.data.clone() for fragment in trainer.engine.fragments()}
-    weights = {f"weight/{name}": p.detach().clone() for name, p in trainer.model.named_parameters()}
-    buffers = {f"buffers/{name}": b.clone() for name, b in trainer.model.named_buffers()}
+    weights = {f"weight/{name}": p.detach().clone() for name, p in module.named_parameters()}
+    buffers = {f"buffers/{name}": b.clone() for name, b in module.named_buffers()}
     step = torch.tensor(trainer.engine.optimizer_step)
     return {**state, **weights, **buffers, "optimizer_step": step}
 

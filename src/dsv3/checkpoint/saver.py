@@ -4,11 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-from dsv3.checkpoint.collective import Json
 from dsv3.checkpoint.snapshot import Snapshot
-from dsv3.checkpoint.store import CheckpointStore
+from dsv3.checkpoint.store import About, CheckpointStore
 from dsv3.checkpoint.tensors import Fragment
 from dsv3.errors import CapacityError
 
@@ -42,34 +41,14 @@ class Saver:
         """Whether this rank's thread is still at work."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(
-        self,
-        fragments: Iterable[Fragment],
-        *,
-        step: int,
-        optimizer_step: int,
-        attempt: int,
-        layout: dict[str, Json],
-        state: dict[str, Json],
-        rank_state: dict[str, Json],
-        before_publish: Callable[[], None],
-    ) -> None:
+    def begin(self, fragments: Iterable[Fragment], **about: Unpack[About]) -> None:
         """Copy the fragments and begin to write them, as `CheckpointStore.save` does."""
         assert self._thread is None, f"step {self.step} is not finished"
         copies = self._snapshot.take(fragments)
 
         def write() -> Saved:
             began_s = time.monotonic()
-            path = self._store.save(
-                copies,
-                step=step,
-                optimizer_step=optimizer_step,
-                attempt=attempt,
-                layout=layout,
-                state=state,
-                rank_state=rank_state,
-                before_publish=before_publish,
-            )
+            path = self._store.save(copies, **about)
             took_s = time.monotonic() - began_s
             not_removed = None
             try:
@@ -78,7 +57,7 @@ class Saver:
                 not_removed = str(error)
             return Saved(path, took_s, not_removed)
 
-        self.step = step
+        self.step = about["step"]
         # A daemon: a rank that has lost the others must be able to end without it.
         self._thread = threading.Thread(target=self._run, args=(write,), daemon=True, name="saver")
         self._thread.start()

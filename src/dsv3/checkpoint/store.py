@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
 
@@ -31,6 +31,22 @@ class Search(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
+class About(TypedDict):
+    """What a checkpoint says beside its tensors.
+
+    `state` is JSON of the run (rank 0's counts), `rank_state` JSON of this rank. `before_publish`
+    is called on rank 0 when all else is on the disk.
+    """
+
+    step: int
+    optimizer_step: int
+    attempt: int
+    layout: dict[str, Json]
+    state: dict[str, Json]
+    rank_state: dict[str, Json]
+    before_publish: NotRequired[Callable[[], None]]
+
+
 class CheckpointStore:
     """The directory `checkpoints/` of a run, for the holder of the run's lock."""
 
@@ -51,33 +67,27 @@ class CheckpointStore:
         names: list[str] = on_first(self._collective, lambda: durable.clean(self.directory))
         return names
 
-    def save(
-        self,
-        fragments: Iterable[Fragment],
-        *,
-        step: int,
-        optimizer_step: int,
-        attempt: int,
-        layout: dict[str, Json],
-        state: dict[str, Json],
-        rank_state: dict[str, Json],
-        before_publish: Callable[[], None] = lambda: None,
-    ) -> Path:
+    def save(self, fragments: Iterable[Fragment], **about: Unpack[About]) -> Path:
         """Write `step-N` from every rank's fragments (collective), replacing one of that step.
 
-        `state` is JSON of the run (rank 0's counts), `rank_state` JSON of this rank.
-        `before_publish` is called on rank 0 when all else is on the disk. Raises CapacityError if
-        the storage fails, NumericHealthError if a fragment is not finite; the older checkpoints are
-        as they were.
+        Raises CapacityError if the storage fails, NumericHealthError if a fragment is not finite;
+        the older checkpoints are as they were.
         """
+        header = Header(
+            self._identity,
+            about["step"],
+            about["optimizer_step"],
+            about["attempt"],
+            about["layout"],
+        )
         path = write_checkpoint(
             self.directory,
-            Header(self._identity, step, optimizer_step, attempt, layout),
+            header,
             entries(fragments),
-            state=state,
-            rank_state=rank_state,
+            state=about["state"],
+            rank_state=about["rank_state"],
             collective=self._collective,
-            before_publish=before_publish,
+            before_publish=about.get("before_publish", _nothing),
         )
         self._verified.add(path)
         return path
@@ -179,3 +189,7 @@ def _remove(path: Path) -> None:
         durable.remove(path)
     except OSError as error:
         raise storage_error(path, error, "remove it", what="cannot be removed") from error
+
+
+def _nothing() -> None:
+    pass

@@ -86,7 +86,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "validation": validation,
             "position": Position(),
             "checkpoints": SimpleNamespace(
-                newest=None, take_stall=lambda: 0.0, collect=lambda reporter: None
+                newest=lambda: None, take_stall=lambda: 0.0, collect=lambda reporter: None
             ),
             "reporter": Reports(),
             "stop": SimpleNamespace(number=0),

@@ -96,7 +96,7 @@ def _train(
     for text in skipped:
         reporter.note(f"passed over a checkpoint: {text}")
     if position.step > 0:
-        reporter.note(f"going on from {checkpoints.newest}")
+        reporter.note(f"going on from {checkpoints.newest()}")
     length = config.schedule.sequence_length
     held_out = validation_samples(prepared, length, config.evaluation.sequences)
     layers = ModelLayers.of_model(model, device, ranks)

@@ -64,9 +64,8 @@ class Checkpoints:
         self._saved_step: int | None = None
         self._stall_s = 0.0
 
-    @property
     def newest(self) -> str | None:
-        """The newest good checkpoint; one that is being written is waited for."""
+        """The newest good checkpoint; one that is being written is waited for: not in passing."""
         outcome = self._saver.outcome()
         return str(outcome.path) if isinstance(outcome, Saved) else self._newest
 

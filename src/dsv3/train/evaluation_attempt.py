@@ -53,7 +53,7 @@ def evaluate_run(
         evaluation = _evaluate(model, samples, config, device, shown, check)
     finally:
         shown.close()
-    refuse_non_finite_loss(evaluation.loss, position, None)
+    refuse_non_finite_loss(evaluation.loss, position, lambda: None)
     weights: Weights = "ema" if arguments.ema else "trained"
     return save_evaluation(
         run, config, device, position, evaluation, by_training=False, weights=weights

@@ -37,7 +37,7 @@ def refuse(trainer: "Trainer", refused: RefusedStepError) -> "Record | None":
             also = f", after health.largest_rollbacks={largest} to the same checkpoint"
         case _:
             also = ""
-    raise stopped_by(refused, step, trainer.checkpoints.newest, also=also) from refused
+    raise stopped_by(refused, step, trainer.checkpoints.newest(), also=also) from refused
 
 
 def without_update(trainer: "Trainer", refused: RefusedStepError | None = None) -> "Record":

@@ -1,4 +1,4 @@
-"""What is sound is passed without asking for the last good checkpoint, which may be being written."""
+"""What is sound passes without asking for the last good checkpoint: that may mean to wait."""
 
 import math
 from types import SimpleNamespace

@@ -43,13 +43,16 @@ def write_synced(path: Path, chunks: Iterable[Chunk]) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, writer: str | None = None) -> None:
     """Replace `path` by temporary file, fsync and rename: a crash leaves the old or the new one.
 
+    A `writer` of whom there is one at a time replaces what it left behind when it was killed.
     Raises OSError; the old file then stands and nothing else is left.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{writer or uuid.uuid4().hex}")
     try:
+        if writer is not None:
+            temporary.unlink(missing_ok=True)
         write_synced(temporary, [content])
         temporary.replace(path)
         sync_directory(path.parent)

@@ -165,9 +165,9 @@ def test_absurd_sizes_are_a_question_of_the_machine(words, ask):
     assert max(map(len, lines)) < 400, "numbers nobody can read"
 
 
-def test_pipelines_are_refused_by_name(ask):
-    [line] = ask(3, "train", "model=moe_nano", "parallelism.pipeline_parallel_size=2")
-    assert "pipeline_parallel_size=2" in line and "does not train pipelines yet" in line
+def test_a_pipeline_without_enough_layers_is_refused_by_name(ask):
+    [line] = ask(2, "train", "model=moe_nano", "parallelism.pipeline_parallel_size=8")
+    assert "pipeline_parallel_size=8" in line and "num_hidden_layers" in line
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ SEED = 1  # of conf/base.yaml
 def moved(tmp_path_factory) -> tuple[list[list[dict[str, str]]], int]:
     """Digests of the streams by step and rank, of a run of two ranks that goes on with four."""
     home = tmp_path_factory.mktemp("streams")
-    command = words(home, steps=STEPS)
+    command = words(home, steps=STEPS, layout="ep2")
     two = Attempt(home, "runs", command)
     assert two.watch(lambda: two.steps_made >= STOPPED)
     two.process.send_signal(signal.SIGTERM)

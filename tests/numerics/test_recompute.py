@@ -151,9 +151,9 @@ def test_what_is_kept_is_less(dtype):
         model = build_model(compose([*words, f"recompute={policy}"]).config, torch.device("cpu"))
         ids, _ = batch(model.config, 2, 128)
         embedded = model.embed(ids)
-        model.run_blocks(*embedded)  # makes the table of rotations
-        kept[policy] = kept_bytes(lambda m=model, e=embedded: m.run_blocks(*e))
-        dropped_pass = kept_bytes(lambda m=model, e=embedded: m.run_blocks(*e) is not None)
+        model.run_blocks(embedded)  # makes the table of rotations
+        kept[policy] = kept_bytes(lambda m=model, e=embedded: m.run_blocks(e))
+        dropped_pass = kept_bytes(lambda m=model, e=embedded: m.run_blocks(e) is not None)
         assert dropped_pass < 0.01 * kept[policy], "a pass without a backward frees itself"
     none = kept["none"]
     c, itemsize = model.config, 4 if dtype == "fp32" else 2

@@ -200,6 +200,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, left_out: Callable)
 
         def step(line: dict) -> None:
             if line["step"] == 11 and not events(tmp_path, "rolled_back"):
+                assert trainer.checkpoints.newest().endswith("step-10")  # and waits for it
                 [file] = (tmp_path / "checkpoints" / "step-10").glob("*.safetensors")
                 content = bytearray(file.read_bytes())
                 content[-5] ^= 1

@@ -120,3 +120,10 @@ def test_the_reason_is_said_without_number_and_path_and_is_never_none() -> None:
     assert str(error) == "run_root=x: cannot be written: no space left on device; free some"
     plain = storage_error(Path("x"), full, "free some")
     assert str(plain) == "x: no space left on device; free some"
+
+
+def test_a_writer_replaces_what_it_left_when_it_was_killed(tmp_path: Path) -> None:
+    (tmp_path / ".figures.json.training").write_text("half of i")
+    write_atomically(tmp_path / "figures.json", b"all of it", writer="training")
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    assert (tmp_path / "figures.json").read_bytes() == b"all of it"

@@ -18,11 +18,15 @@ def cut_by_sums(before: Callable[[int], int], layers: int, parts: int) -> list[r
     exact tie to the earlier one. Whole numbers, so that every rank finds the same cut.
     """
     assert 1 <= parts <= layers, f"{parts=} {layers=}"
-    total = before(layers)
-    bounds = range(total + 1)
-    bound = bisect_left(bounds, True, key=lambda b: _starts(before, layers, parts, b) is not None)
+    bound, enough = 0, before(layers)
+    while bound < enough:  # bisect takes no range beyond what an index can be
+        middle = (bound + enough) // 2
+        if _starts(before, layers, parts, middle) is None:
+            bound = middle + 1
+        else:
+            enough = middle
     starts = _starts(before, layers, parts, bound)
-    assert starts is not None, f"{bound=} {total=}"
+    assert starts is not None, f"{bound=}"
     edges = [0]
     for part in range(1, parts):
         begin = edges[-1]

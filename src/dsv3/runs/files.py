@@ -9,21 +9,21 @@ from dsv3 import files
 from dsv3.errors import CheckpointError, Problem
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` so that a crash leaves the old file or the new one.
+def write_atomically(path: Path, text: str, *, writer: str | None = None) -> None:
+    """Replace `path` so that a crash leaves the old file or the new one; `writer` as in `files`.
 
     Raises CapacityError naming `path` if the file system refuses; the old file then stands.
     """
     try:
-        files.write_atomically(path, text.encode())
+        files.write_atomically(path, text.encode(), writer=writer)
     except OSError as error:
         remedy = "free some space there, or make it writable"
         raise files.storage_error(path, error, remedy) from error
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, writer: str | None = None) -> None:
     """Write `value` atomically, readable by people."""
-    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n", writer=writer)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -54,11 +54,12 @@ def save_evaluation(
     if not by_training:
         directory = _beside(directory, arithmetic)
     content = _load_file(evaluation.load)
+    writer = "training" if by_training else None  # there is one, under the lock of the run
     try:
         directory.mkdir(parents=True, exist_ok=True)
         sync_directory(run.evaluations)
         sync_directory(run.path)
-        write_atomically(directory / LOAD, content)
+        write_atomically(directory / LOAD, content, writer=writer)
     except OSError as error:
         remedy = "free some space there, or make it writable"
         raise storage_error(directory, error, remedy) from error
@@ -76,7 +77,7 @@ def save_evaluation(
         # A figure file and an array of two evaluations cannot be taken for one.
         "expert_load": {"file": LOAD, "sha256": hashlib.sha256(content).hexdigest()},
     }
-    write_json(directory / FIGURES, record)
+    write_json(directory / FIGURES, record, writer=writer)
     return directory
 
 

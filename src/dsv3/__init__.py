@@ -2,5 +2,5 @@
 
 __version__ = "0.1.0"
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised when a change of the code changes what an unchanged configuration computes."""

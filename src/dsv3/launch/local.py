@@ -39,11 +39,11 @@ def refuse_several_ranks(config: RunConfig) -> None:
         f" x expert_parallel_size={layout.expert_parallel_size}"
         f" x expert_data_parallel_size={layout.expert_data_parallel_size})"
     )
-    look = "look at this one with `dsv3 plan` or `dsv3 train --dry-run`"
     machine = this_machine()
     most = _RANKS_PER_CORE * machine.cores
     if device_kind(config, machine) == "cpu" and layout.world_size > most:
         rule = f"{plural(machine.cores, 'core')} run {most} ranks at most"
+        look = "look at this one with `dsv3 plan` or `dsv3 train --dry-run`"
         raise CapacityError(Problem(setting, rule, f"choose a smaller layout; {look}"))
 
 

@@ -99,6 +99,11 @@ class Pipeline:
         self._route = route
         self._mail = mail
         self._actions = actions
+        # Which of its holder's parts each part of the model is: the holder's parts, in order.
+        holders = mail.holders
+        self._part_of_holder = [
+            holders[:number].count(holder) for number, holder in enumerate(holders)
+        ]
         self._held: dict[tuple[int, int], Held] = {}
 
     def train(
@@ -156,7 +161,7 @@ class Pipeline:
             if route.has_mtp and route.last > 0:
                 self._mail.send(embedded_BSD, EMBEDDED, route.last)
             return hidden_BSD, embedded_BSD
-        lane = _lane(FORWARD, self._part_of_sender(number - 1))
+        lane = _lane(FORWARD, self._part_of_holder[number - 1])
         kind = (*input_ids_BS.shape, route.hidden_size), route.dtype
         hidden_BSD = self._mail.receive(*kind, lane, number - 1, number)
         if number == route.last and route.has_mtp:
@@ -201,7 +206,7 @@ class Pipeline:
         held = self._held.pop(place)
         root = held.root
         if held.hidden_out is not None:
-            lane = _lane(BACKWARD, self._part_of_sender(number + 1))
+            lane = _lane(BACKWARD, self._part_of_holder[number + 1])
             root = root + self._continued(held.hidden_out, lane, number + 1, number)
         if held.embedded_out is not None:
             last = self._route.last
@@ -217,11 +222,6 @@ class Pipeline:
     def _continued(self, out: Tensor, lane: str, from_part: int, to_part: int) -> Tensor:
         gradient = self._mail.receive(out.shape, out.dtype, lane, from_part, to_part)
         return continued(out, gradient)
-
-    def _part_of_sender(self, number: int) -> int:
-        """Which of its holder's parts a part of the model is: the holder's parts, in order."""
-        holders = self._mail.holders
-        return sum(holder == holders[number] for holder in holders[:number])
 
 
 def lanes(parts: int, *, has_mtp: bool) -> list[str]:

@@ -91,11 +91,7 @@ class Checkpoints:
         self._refuse(search)
         if search.checkpoint is None:
             return Resumed(Position(), None, skipped)
-        checkpoint = search.checkpoint
-        self._load(checkpoint, engine)
-        self._newest, self._saved_step = str(checkpoint.path), checkpoint.step
-        position = Position.from_state(checkpoint.state["position"])
-        return Resumed(position, checkpoint.state, skipped)
+        return self._go_on(search.checkpoint, engine, skipped)
 
     def save(
         self,
@@ -228,7 +224,12 @@ class Checkpoints:
         if search.checkpoint is None:
             nothing = Problem(str(self._run.checkpoints), "holds no checkpoint to go back to")
             raise CheckpointError([nothing, *skipped])
-        self._load(search.checkpoint, engine)
-        self._newest, self._saved_step = str(search.checkpoint.path), search.checkpoint.step
-        state = search.checkpoint.state
-        return Resumed(Position.from_state(state["position"]), state, list(map(str, skipped)))
+        return self._go_on(search.checkpoint, engine, list(map(str, skipped)))
+
+    def _go_on(
+        self, checkpoint: Checkpoint, engine: TrainingEngine, skipped: list[str]
+    ) -> Resumed:
+        self._load(checkpoint, engine)
+        self._newest, self._saved_step = str(checkpoint.path), checkpoint.step
+        position = Position.from_state(checkpoint.state["position"])
+        return Resumed(position, checkpoint.state, skipped)

@@ -226,9 +226,7 @@ class Checkpoints:
             raise CheckpointError([nothing, *skipped])
         return self._go_on(search.checkpoint, engine, list(map(str, skipped)))
 
-    def _go_on(
-        self, checkpoint: Checkpoint, engine: TrainingEngine, skipped: list[str]
-    ) -> Resumed:
+    def _go_on(self, checkpoint: Checkpoint, engine: TrainingEngine, skipped: list[str]) -> Resumed:
         self._load(checkpoint, engine)
         self._newest, self._saved_step = str(checkpoint.path), checkpoint.step
         position = Position.from_state(checkpoint.state["position"])

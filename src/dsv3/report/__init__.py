@@ -1,0 +1,1 @@
+"""Reports of sweeps: what was found, from the files of the runs alone."""

@@ -1,0 +1,69 @@
+"""What a report is made of: a sweep and what its runs left, read once, as plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3.config.root import RunConfig
+from dsv3.sweep.record import SweepRecord
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure over training: one value for each step that has it."""
+
+    steps: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """Load over the even load of the last evaluation: `relative_DLE` [domains, layers, experts]."""
+
+    domains: tuple[str, ...]
+    layers: tuple[str, ...]
+    relative_DLE: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study. `result` and `expert_load` are None until it is done.
+
+    `status` is `dsv3.runs.directory.Status` or `missing`; `failure` what FAILED says; `evaluations`
+    the evaluation lines; `start` the hashes its ranks wrote of initial weights and data order.
+    `cost_s` is the wall time of its steps, on `devices` GPUs or CPU cores.
+    """
+
+    id: str
+    arm: str
+    seed: int
+    directory: Path
+    status: str
+    config: RunConfig | None
+    result: Mapping[str, Any] | None
+    failure: Mapping[str, Any] | None
+    curves: Mapping[str, Curve]
+    evaluations: tuple[Mapping[str, Any], ...]
+    expert_load: ExpertLoad | None
+    start: Mapping[str, str] | None
+    provenance: Mapping[str, Any]
+    cost_s: float | None
+    devices: int
+    device_kind: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep with its runs, in the order of the record."""
+
+    record: SweepRecord
+    runs: tuple[StudyRun, ...]
+
+    def of_arm(self, arm: str) -> tuple[StudyRun, ...]:
+        """The runs of one arm, by seed."""
+        return tuple(sorted((r for r in self.runs if r.arm == arm), key=lambda run: run.seed))

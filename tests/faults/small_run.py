@@ -6,6 +6,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from dsv3.config.root import RunConfig
+from dsv3.runs.directory import RunDirectory
+from dsv3.runs.rank import RankArguments
+from dsv3.train import worker
+
 CHECKPOINT_EVERY = 20
 OVERRIDES = [
     "model=moe_nano",
@@ -63,3 +68,9 @@ def tensors(checkpoint: Path) -> dict[str, bytes]:
                 found[f"{part.name}/{key}"] = file.get_tensor(key).tobytes()
     assert found, f"{checkpoint} holds no tensors"
     return found
+
+
+def launch_here(run_dir: Path, config: RunConfig, *, quiet: bool = False) -> int:
+    """The rank in this process: one of its own costs seconds, and adds nothing here."""
+    arguments = RankArguments(run_dir, RunDirectory(run_dir).config_file(config), quiet)
+    return worker.main(arguments.to_argv())

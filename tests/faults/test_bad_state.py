@@ -13,15 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from dsv3 import cli, files
 from dsv3.commands import train as train_verb
-from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
-from dsv3.runs.rank import RankArguments
-from dsv3.train import loop, worker
-from faults.small_run import metrics, overrides, tensors, write_text
+from dsv3.train import loop
+from faults.small_run import launch_here, metrics, overrides, tensors, write_text
 
 STEPS = 12
 AT = {"schedule__sequence_length": 16, "checkpoint__every_steps": 4, "checkpoint__keep": 3}
@@ -32,33 +29,19 @@ def words(text: Path, root: Path, **values):
     return overrides(text, steps=STEPS // 2, run_root=root, **{**AT, **values})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for each other take minutes where others use the cores too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+pytestmark = pytest.mark.usefixtures("ranks_here")
 
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Run ranks in this process; gives the run directories in the order of their starts."""
+    """The run directories in the order of their starts."""
     started = []
 
     def launch(run_dir, config, *, quiet=False):
         started.append(Path(run_dir))
-        arguments = RankArguments(run_dir, RunDirectory(run_dir).config_file(config), quiet)
-        return worker.main(arguments.to_argv())
+        return launch_here(run_dir, config, quiet=quiet)
 
     monkeypatch.setattr(train_verb, "launch", launch)
-    # It takes over all of logging.
-    monkeypatch.setattr(worker, "log_to_file", lambda run, name: None)
     return started
 
 
@@ -77,17 +60,10 @@ def ask(launches, capsys):
 
 
 @pytest.fixture(scope="module")
-def whole(text, tmp_path_factory):
+def whole(text, ranks_here, tmp_path_factory):
     """A finished run with three checkpoints, to be copied and damaged."""
     root = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "log_to_file", lambda run, name: None)
-        patch.setattr(
-            train_verb,
-            "launch",
-            lambda run_dir, config, quiet: worker.main([str(run_dir), "--quiet"]),
-        )
-        assert cli.run(["train", *words(text, root), "--json"]) == 0
+    assert cli.run(["train", *words(text, root), "--json"]) == 0
     [run] = root.iterdir()
     assert checkpoints(run) == ["step-12", "step-4", "step-8"]
     return run

@@ -9,38 +9,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from dsv3 import cli
-from dsv3.commands import train as train_verb
-from dsv3.runs.directory import RunDirectory
-from dsv3.runs.rank import RankArguments
-from dsv3.train import worker
-from faults.small_run import metrics, overrides, tensors, write_text
+from faults.small_run import metrics, overrides, tensors
 
 STEPS, EVERY = 9, 3
 SAVED = ["step-9", "step-6", "step-3"]
 
 
-def launch(run_dir, config, *, quiet=False):
-    arguments = RankArguments(run_dir, RunDirectory(run_dir).config_file(config), quiet)
-    return worker.main(arguments.to_argv())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ranks_in_this_process():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_verb, "launch", launch)
-        patch.setattr(worker, "log_to_file", lambda run, name: None)  # it takes over logging
-        yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+pytestmark = pytest.mark.usefixtures("ranks_here")
 
 
 def words(text: Path, root: Path, **values) -> list[str]:
@@ -54,12 +31,12 @@ def trained(text: Path, root: Path, **values) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(text, tmp_path_factory) -> Path:
+def whole(text, ranks_here, tmp_path_factory) -> Path:
     return trained(text, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
-def foreign(text, tmp_path_factory) -> Path:
+def foreign(text, ranks_here, tmp_path_factory) -> Path:
     """Another run's directory, of the same model."""
     return trained(text, tmp_path_factory.mktemp("foreign"), seed=2)
 

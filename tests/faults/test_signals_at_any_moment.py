@@ -18,14 +18,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from dsv3 import cli
-from dsv3.commands import train as train_verb
-from dsv3.runs.directory import RunDirectory
-from dsv3.runs.rank import RankArguments
-from dsv3.train import worker
-from faults.small_run import metrics, overrides, tensors, write_text
+from faults.small_run import metrics, overrides, tensors
 
 STEPS, EVERY, EVALUATED_EVERY = 12, 4, 6
 # What a rank is about to call, and for the how many-th time; where it is saved then. Every file of
@@ -50,18 +45,7 @@ CASES = [*zip(MOMENTS, itertools.cycle(SIGNALS), strict=False)]
 CASES += [("a step", names) for names in SIGNALS if ("a step", names) not in CASES]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for each other take minutes where others use the cores too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+pytestmark = pytest.mark.usefixtures("ranks_here")
 
 
 def words(text: Path, root: Path, **values) -> list[str]:
@@ -69,26 +53,11 @@ def words(text: Path, root: Path, **values) -> list[str]:
     return overrides(text, steps=STEPS, run_root=root, **cut, **values)
 
 
-def launch(run_dir, config, *, quiet=False):
-    """The rank in this process: one of its own costs seconds, and adds nothing here."""
-    arguments = RankArguments(run_dir, RunDirectory(run_dir).config_file(config), quiet)
-    return worker.main(arguments.to_argv())
-
-
-@pytest.fixture(autouse=True)
-def _ranks_in_this_process(monkeypatch):
-    monkeypatch.setattr(train_verb, "launch", launch)
-    monkeypatch.setattr(worker, "log_to_file", lambda run, name: None)  # it takes over logging
-
-
 @pytest.fixture(scope="module")
-def whole(text, tmp_path_factory):
+def whole(text, ranks_here, tmp_path_factory):
     """The run that nothing happens to."""
     root = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_verb, "launch", launch)
-        patch.setattr(worker, "log_to_file", lambda run, name: None)
-        assert cli.run(["train", *words(text, root)]) == 0
+    assert cli.run(["train", *words(text, root)]) == 0
     return next(root.iterdir())
 
 
@@ -97,8 +66,6 @@ def begun(text, whole, tmp_path_factory):
     """A directory whose run has its first checkpoint."""
     root = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_verb, "launch", launch)
-        patch.setattr(worker, "log_to_file", lambda run, name: None)
         send_before(patch, "dsv3.train.loop._micro_batches", EVERY + 1, ("SIGTERM",))
         assert cli.run(["train", *words(text, root)]) == 85
     [run] = root.iterdir()

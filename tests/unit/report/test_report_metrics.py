@@ -39,8 +39,10 @@ def test_the_acceptance_is_that_of_the_first_module(result, expected):
     assert METRICS["mtp_acceptance"].read(run, None) == expected
 
 
-def test_the_relative_loss_error_is_the_largest_of_the_run():
-    ours, theirs = [4.0, 3.5, 3.25, 2.5], [4.0, 3.0, 3.5, 2.75]
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_relative_loss_error_is_the_largest_of_the_run(sign):
+    theirs = [4.0, 3.0, 3.5, 2.75]
+    ours = [b + sign * by for b, by in zip(theirs, (0, 0.5, -0.25, -0.25), strict=True)]
     run = made_run("free", 1, curves={"loss": curve(ours)})
     base = made_run("base", 1, curves={"loss": curve(theirs)})
     a, b, errors = ours[0], theirs[0], [0.0]

@@ -152,6 +152,13 @@ def test_runs_that_are_no_pairs_are_not_compared(changes, what):
     assert verdict(runs_of(**changes)) == f"not comparable: {what} (seeds 1, 2, 3)"
 
 
+def test_runs_that_changed_on_their_way_are_no_pairs_though_both_did():
+    both = (provenance(), provenance(threads_per_rank=1))
+    runs = [made_run("base", s, loss, attempts=both) for s, loss in BASE.items()]
+    runs += [made_run("free", s, BASE[s] + by, attempts=both) for s, by in SHIFTS.items()]
+    assert verdict(runs) == "not comparable: different threads per rank (seeds 1, 2, 3)"
+
+
 def test_a_seed_that_is_no_pair_is_named():
     runs = runs_of(shifts={1: -0.10, 2: -0.11})
     runs.append(made_run("free", 3, 2.0, start=START | {"weights.model": "cc"}))

@@ -120,6 +120,15 @@ def test_bit_equal_arms_do_not_differ():
     assert found.interval == (0, 0)
 
 
+def test_arms_that_differ_by_rounding_do_not_differ():
+    """Every difference is one unit in the last place, and of one sign."""
+    base = {1: 3.0, 2: 3.2, 3: 2.9}
+    arm = {seed: math.nextafter(value, 9.0) for seed, value in base.items()}
+    found = compare(arm, base, LOWER, comparisons=1)
+    assert found.interval.low > 0
+    assert found.verdict == NO_DIFFERENCE
+
+
 @pytest.mark.parametrize("better", ["lower", "higher"])
 def test_a_constant_difference_is_no_proof(better):
     """Without spread the t interval is a point: rounding alone would decide."""

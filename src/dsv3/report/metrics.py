@@ -105,7 +105,8 @@ def _of_result(name: str) -> Callable[[StudyRun, StudyRun | None], float | None]
 
 
 def _specialization(run: StudyRun, _: StudyRun | None) -> float | None:
-    return None if run.expert_load is None else specialization(run.expert_load)
+    load = run.expert_load
+    return None if load is None or len(load.domains) < 2 else specialization(load)
 
 
 def _at_the_end(name: str) -> Callable[[StudyRun, StudyRun | None], float | None]:

@@ -101,6 +101,13 @@ def test_specialization_of_clear_cases(relative_DLE, bits):
     assert specialization(load(relative_DLE)) == pytest.approx(bits, abs=1e-15)
 
 
+@pytest.mark.parametrize(("domains", "bits"), [(2, 0.0), (1, None)])
+def test_a_text_of_one_domain_shows_no_specialization(domains, bits):
+    run = made_run("base", 1, expert_load=load(np.ones((domains, 2, 4))))
+    assert METRICS["specialization"].read(run, None) == bits
+    assert METRICS["specialization"].read(made_run("base", 1), None) is None
+
+
 def test_figures_of_training_are_of_its_end():
     values = [9.0] * 30 + [1.0, 2.0] * 25
     curves = {"max_violation": curve(values), "tokens_per_second": curve([1.0, 100.0, 3.0])}

@@ -29,7 +29,7 @@ REFERENCE = re.compile(r"(?P<key>\w+): *\$\{(?P<path>[\w.]+)\}")
 # Keys that are obeyed by refusing alone, each with its reason.
 LIMITS = {
     "max_position_embeddings": "a bound on sequence_length; rotary positions have no end",
-    "dgrad_tiling": "a choice of FP8 runs alone, which are composed and planned but refused to train",
+    "dgrad_tiling": "a choice within FP8, which is planned but not trained yet",
 }
 
 

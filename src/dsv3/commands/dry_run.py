@@ -1,4 +1,4 @@
-"""`dsv3 train ... --dry-run`: what would be trained, and how its arms differ; nothing is started."""
+"""`dsv3 train --dry-run`: what would be trained, and how its arms differ; nothing is started."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def _write_question(sweep: Sweep) -> None:
 
 
 def _write_runs(sweep: Sweep) -> None:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in sweep.names:
         label, mark = name, "\n".join(sweep.marks.get(name, ()))
         for arm in sweep.of_arm(name):
@@ -61,14 +61,10 @@ def _write_runs(sweep: Sweep) -> None:
             rows.append((label, mark, arm.id, str(arm.config.seed), tokens, *size))
             label = mark = ""
     rows.append(("all runs", "", "", "", count(_tokens(sweep)), "", ""))
-    columns = ("arm", "marked by", "run", "seed", "tokens", "parameters", "active")
-    if sweep.recipe is None:  # the name of an arm is what marks it
-        columns, rows = _without_marks(columns), [_without_marks(row) for row in rows]
+    columns: tuple[str, ...] = ("arm", "marked by", "run", "seed", "tokens", "parameters", "active")
+    keep = range(7) if sweep.recipe is not None else (0, 2, 3, 4, 5, 6)  # a name is its marks then
+    columns, *rows = [tuple(row[i] for i in keep) for row in (columns, *rows)]
     write_table(columns, rows, numbers_from=columns.index("seed"))
-
-
-def _without_marks(row: tuple[str, ...]) -> tuple[str, ...]:
-    return row[:1] + row[2:]
 
 
 def _write_derived(sweep: Sweep) -> None:

@@ -102,9 +102,11 @@ def merged_recipe(name: str, *, config_dir: Path | None = None) -> Any:
     try:
         with _hydra(own if own is not None and own.is_dir() else None, shipped("recipes")):
             return OmegaConf.to_container(hydra_compose(name), resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-        rule = _complaint(error).rule
-        raise ConfigError(Problem(str(options[name].path), rule)) from None
+    except RecursionError:
+        rule, remedy = "inherits from itself", "give a recipe that begins with another its own name"
+        raise ConfigError(Problem(str(options[name].path), rule, remedy)) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(Problem(str(options[name].path), _complaint(error).rule)) from None
 
 
 def _compose_all(

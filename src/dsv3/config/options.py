@@ -96,10 +96,14 @@ def _options(root: Path, group: str, *, is_own: bool) -> dict[str, Option]:
 def _files(
     group: str, folder: Path, others: Sequence[Path] = (), *, is_own: bool
 ) -> dict[str, Option]:
-    """Every file below `folder` as an option, those in directories of `others` left out."""
+    """Every file below `folder` as an option, those in directories of `others` left out.
+
+    Recipes lie flat: in a directory below, Hydra would put their keys into a section.
+    """
+    pattern = "*.yaml" if group == RECIPE else "**/*.yaml"
     names = {
         path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in folder.rglob("*.yaml")
+        for path in folder.glob(pattern)
         if not any(path.is_relative_to(other) for other in others)
     }
     return {name: Option(group, name, names[name], is_own) for name in sorted(names)}

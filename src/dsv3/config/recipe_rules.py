@@ -17,6 +17,13 @@ from dsv3.config.recipe import ModelPart, Recipe, Rule
 from dsv3.config.suggest import did_you_mean, listed
 from dsv3.errors import ConfigError, Problem
 
+_IN_WORDS = {
+    "Input should be": "must be",
+    "a valid tuple": "a list",
+    "a valid string": "a text",
+    "a valid number": "a number",
+    "a valid integer": "a whole number",
+}
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -191,7 +198,9 @@ _RULES = (
 
 def _finding(detail: ErrorDetails) -> Problem:
     path = ".".join(str(part) for part in detail["loc"])
-    said = detail["msg"].replace("Input should be", "must be")
+    said = detail["msg"]
+    for theirs, ours in _IN_WORDS.items():
+        said = said.replace(theirs, ours)
     setting = path
     if isinstance(value := detail["input"], str | int | float | bool) or value is None:
         setting = f"{path}={'null' if value is None else value}"
@@ -206,10 +215,12 @@ def _finding(detail: ErrorDetails) -> Problem:
             choices = _choices(detail)
             meant = did_you_mean(f"{value}", choices)
             return Problem(setting, f"must be one of {listed(choices)}", meant)
-        case "too_short":
-            return Problem(path, "has too few entries", _described(path))
+        case "string_too_short" | "too_short":
+            return Problem(path, "has too little in it", _described(path))
         case _:
-            return Problem(setting, said[0].lower() + said[1:])
+            kind = "must be a section with keys of its own"
+            said = kind if "dictionary" in said else said[0].lower() + said[1:]
+            return Problem(setting, said)
 
 
 def _siblings(place: tuple[int | str, ...]) -> list[str]:

@@ -40,7 +40,7 @@ def _refuse_fp8(config: RunConfig) -> None:
             "this version has no FP8 products: neither Transformer Engine's layers nor their"
             " emulation are built in"
         )
-        remedy = "train with precision=bf16; `--dry-run`, `plan` and `config` show this run as it is"
+        remedy = "train with precision=bf16; `--dry-run` and `plan` show this run as it is"
         raise CapacityError(Problem(f"precision.recipe={config.precision.recipe}", rule, remedy))
 
 

@@ -57,6 +57,21 @@ def sweep_of(words: Sequence[str], *, multirun: bool, config_dir: Path | None) -
     return Sweep("run", None, BASE, (Arm(BASE, composed.config, composed.overrides),))
 
 
+def configurations(
+    words: Sequence[str], *, multirun: bool, config_dir: Path | None
+) -> tuple[Composed, ...]:
+    """The same as plain configurations, for verbs that look at them and train none.
+
+    Here runs may differ in what does not change them, as in the layouts that a plan compares.
+    """
+    if names_recipe(words):
+        runs = sweep_of(words, multirun=multirun, config_dir=config_dir).arms
+        return tuple(Composed(run.config, run.overrides) for run in runs)
+    if multirun:
+        return tuple(compose_sweep(words, config_dir=config_dir))
+    return (compose(words, config_dir=config_dir),)
+
+
 # Recipes ------------------------------------------------------------------------------------------
 
 
@@ -102,18 +117,15 @@ def _of_arms(problem: Problem, names: list[str], arms: int) -> Problem:
 
 def _asked(words: Sequence[str], config_dir: Path | None) -> Asked:
     """Take the recipe out of the command line and read the rest; all problems of both at once."""
-    problems: list[Problem] = []
+    rest = [word for word in words if not _is_recipe(word)]
+    ((read, problems),) = read_words([rest], config_dir=config_dir)
     try:
         name = _named([word for word in words if _is_recipe(word)])
         recipe = load_recipe(name, config_dir=config_dir)
     except ConfigError as error:
-        problems += error.problems
-    rest = [word for word in words if not _is_recipe(word)]
-    ((read, wrong),) = read_words([rest], config_dir=config_dir)
-    problems += wrong
+        raise ConfigError([*error.problems, *problems]) from None
+    problems += [problem for override in read for problem in _about(override, name, recipe)]
     if problems:
-        raise ConfigError(problems)
-    if problems := [p for override in read for p in _about(override, name, recipe)]:
         raise ConfigError(problems)
     part = recipe.models.get(_model(recipe, read, config_dir), NOTHING)
     seeds = [override for override in read if override.key == "seed"]
@@ -158,10 +170,7 @@ def _named(words: Sequence[str]) -> str:
     values = [word.partition("=")[2].strip() for word in words]
     several = ",".join(values).strip("[]")
     if "," in several or "(" in several:
-        one_by_one = "; ".join(f"{RECIPE}={one.strip()}" for one in several.split(","))
-        remedy = "train them one after the other; runs that they share are trained once"
-        if "(" not in several:
-            remedy = f"ask for {one_by_one}: runs that they share are trained once"
+        remedy = "ask for one after the other: runs that they share are trained once"
         raise ConfigError(Problem(" ".join(words), "a command takes one recipe", remedy))
     return values[0].strip("'\"")
 

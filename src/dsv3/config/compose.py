@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -100,7 +101,10 @@ def merged_recipe(name: str, *, config_dir: Path | None = None) -> Any:
         raise ConfigError(problems)
     own = None if config_dir is None else config_dir / RECIPE
     try:
-        with _hydra(own if own is not None and own.is_dir() else None, shipped("recipes")):
+        with (
+            _hydra(own if own is not None and own.is_dir() else None, shipped("recipes")),
+            catch_warnings(action="ignore"),  # a list without _self_ is fine: what is written wins
+        ):
             return OmegaConf.to_container(hydra_compose(name), resolve=True)
     except RecursionError:
         rule, remedy = "inherits from itself", "give a recipe that begins with another its own name"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsv3.commands.console import write
 from dsv3.config.keys import find, keys
-from dsv3.config.options import Catalogue, catalogue
+from dsv3.config.options import RECIPE, Catalogue, catalogue
 from dsv3.config.overrides import ALIASES
 from dsv3.config.suggest import did_you_mean
 from dsv3.errors import ConfigError, Problem
@@ -41,6 +41,7 @@ complete -c dsv3 -f -a '(__dsv3_complete)'
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 TAKES_OVERRIDES = {"overrides", "words"}
+TAKES_RECIPE = {"train", "plan", "show", "diff", "lint"}
 
 
 def completion(shell: str) -> int:
@@ -87,6 +88,8 @@ def _words(verb: Any, typed: str, before: Sequence[str]) -> list[str]:
     groups = catalogue(_config_dir(before))
     if verb.name == "ls":
         return _starting(typed, groups)
+    if verb.name not in TAKES_RECIPE:
+        groups = {group: options for group, options in groups.items() if group != RECIPE}
     takes_overrides = any(parameter.name in TAKES_OVERRIDES for parameter in verb.params)
     return override_candidates(typed, groups) if takes_overrides else []
 
@@ -112,7 +115,7 @@ def override_candidates(typed: str, groups: Catalogue) -> list[str]:
 
 def _key_candidates(typed: str, groups: Catalogue) -> list[str]:
     section = typed.rpartition(".")[0]
-    found = [f"{group}=" for group in groups if "/" in group]
+    found = [f"{group}=" for group in groups if "/" in group or group == RECIPE]
     for path, key in keys().items():
         if path.rpartition(".")[0] != section or "*" in path:
             continue

@@ -13,6 +13,7 @@ from dsv3.config.options import Catalogue, catalogue
 from dsv3.config.suggest import did_you_mean, listed
 from dsv3.config.yaml_text import dump
 from dsv3.errors import ConfigError, Problem
+from dsv3.sweep.expand import configurations, names_recipe, sweep_of
 
 AGAINST = "vs"
 """Stands between the sets of overrides that `diff` compares."""
@@ -31,11 +32,11 @@ def show(
     if what != "job":
         rule = "only the configuration of the job can be printed"
         raise ConfigError(Problem(f"--cfg {what}", rule, "write --cfg job"))
-    if not multirun:
-        data = _part(compose(overrides, config_dir=config_dir), package)
+    arms = configurations(overrides, multirun=multirun, config_dir=config_dir)
+    if not multirun and not names_recipe(overrides):
+        data = _part(arms[0], package)
         write_json(data) if as_json else write(dump(data))
         return 0
-    arms = compose_sweep(overrides, config_dir=config_dir)
     parts = [_part(arm, package) for arm in arms]
     if as_json:
         write_json(
@@ -72,7 +73,10 @@ def ls(group: str | None, *, config_dir: Path | None = None, as_json: bool = Fal
 
 
 def diff(words: Sequence[str], *, config_dir: Path | None = None, as_json: bool = False) -> int:
-    """Compare the arms of sweep lists and of sets between `vs`; a single one with the default."""
+    """Compare the arms of sweep lists, recipes and sets between `vs`; one alone with the default.
+
+    Of a recipe the runs of its first seed are compared.
+    """
     sets: list[list[str]] = [[]]
     for word in words:
         if word == AGAINST:
@@ -106,10 +110,7 @@ def lint(
 
     Raises ConfigError with all of them if `strict` and there are any.
     """
-    if multirun:
-        arms = compose_sweep(overrides, config_dir=config_dir)
-    else:
-        arms = [compose(overrides, config_dir=config_dir)]
+    arms = configurations(overrides, multirun=multirun, config_dir=config_dir)
     configs = [arm.config for arm in arms]
     if strict:
         warn(configs, strict=True, quiet=as_json)
@@ -131,12 +132,21 @@ def _arms_of_all(sets: Sequence[Sequence[str]], config_dir: Path | None) -> list
     problems: list[Problem] = []
     for one in sets:
         try:
-            arms += compose_sweep(one, config_dir=config_dir)
+            arms += _arms(one, config_dir)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
     return arms
+
+
+def _arms(words: Sequence[str], config_dir: Path | None) -> Sequence[Composed]:
+    """The arms of a sweep; those of a recipe once, because their seeds are repeats."""
+    if not names_recipe(words):
+        return compose_sweep(words, config_dir=config_dir)
+    sweep = sweep_of(words, multirun=True, config_dir=config_dir)
+    first = [sweep.of_arm(name)[0] for name in sweep.names]
+    return [Composed(run.config, run.overrides) for run in first]
 
 
 def _part(composed: Composed, package: str | None) -> Any:

@@ -6,10 +6,11 @@ from typing import Any
 
 from dsv3.commands.console import write_json, write_table
 from dsv3.commands.lint import as_data, warn
-from dsv3.config.compose import Composed, compose
+from dsv3.config.compose import Composed
 from dsv3.plan.description import describe_balance, describe_layout, describe_mtp
 from dsv3.plan.quantities import count, flops, plural, size
 from dsv3.plan.record import plan_record
+from dsv3.sweep.expand import configurations, names_recipe
 
 
 def plan(
@@ -20,20 +21,16 @@ def plan(
     strict: bool,
     as_json: bool,
 ) -> int:
-    """Print the plan of one run, or with `multirun` of all runs of the sweep; returns 0.
+    """Print the plan of one run, or of all runs of a sweep or a recipe; returns 0.
 
     Raises ConfigError if any of the configurations is wrong, or with `strict` in a known trap.
     """
-    if multirun:
-        from dsv3.config.compose import compose_sweep
-
-        runs = compose_sweep(overrides, config_dir=config_dir)
-        warn([run.config for run in runs], strict=strict, quiet=as_json)
+    runs = configurations(overrides, multirun=multirun, config_dir=config_dir)
+    warn([run.config for run in runs], strict=strict, quiet=as_json)
+    if multirun or names_recipe(overrides):
         _print_sweep(runs, as_json=as_json)
     else:
-        composed = compose(overrides, config_dir=config_dir)
-        warn([composed.config], strict=strict, quiet=as_json)
-        _print_run(composed, as_json=as_json)
+        _print_run(runs[0], as_json=as_json)
     return 0
 
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -32,11 +33,12 @@ from pydantic import ValidationError
 
 from dsv3.config import rules
 from dsv3.config.locations import shipped
-from dsv3.config.options import Catalogue, catalogue
+from dsv3.config.options import RECIPE, Catalogue, catalogue
 from dsv3.config.overrides import (
     Override,
     Word,
     check,
+    check_option,
     home_expanded,
     take_apart,
     text_key,
@@ -75,6 +77,40 @@ def compose_sweep(overrides: Sequence[str], *, config_dir: Path | None = None) -
     ConfigError with every problem of every arm, each once.
     """
     return _compose_all(overrides, config_dir=config_dir, sweeping=True)
+
+
+def read_words(
+    lists: Sequence[Sequence[str]], *, config_dir: Path | None = None
+) -> list[tuple[list[Override], list[Problem]]]:
+    """For each list: the overrides that make sense by themselves, and the problems of the others.
+
+    Nothing is composed; of each key the last override counts; values may be lists.
+    """
+    options = catalogue(config_dir)
+    with _hydra(config_dir):
+        return [_parse(words, options, sweeping=True) for words in lists]
+
+
+def merged_recipe(name: str, *, config_dir: Path | None = None) -> Any:
+    """Plain data of a recipe, merged with those in its defaults list; not validated.
+
+    Raises ConfigError if there is no such recipe, or if its files do not fit together.
+    """
+    options = catalogue(config_dir)[RECIPE]
+    if problems := list(check_option(RECIPE, name, name, options)):
+        raise ConfigError(problems)
+    own = None if config_dir is None else config_dir / RECIPE
+    try:
+        with (
+            _hydra(own if own is not None and own.is_dir() else None, shipped("recipes")),
+            catch_warnings(action="ignore"),  # a list without _self_ is fine: what is written wins
+        ):
+            return OmegaConf.to_container(hydra_compose(name), resolve=True)
+    except RecursionError:
+        rule, remedy = "inherits from itself", "give a recipe that begins with another its own name"
+        raise ConfigError(Problem(str(options[name].path), rule, remedy)) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(Problem(str(options[name].path), _complaint(error).rule)) from None
 
 
 def _compose_all(
@@ -342,15 +378,18 @@ class OwnFirst(SearchPathPlugin):
 
 
 @contextmanager
-def _hydra(config_dir: Path | None) -> Iterator[None]:
-    """Hydra initialised for one composition, whatever state it was in before."""
-    token = _OWN.set(config_dir)
+def _hydra(own: Path | None, main: Path | None = None) -> Iterator[None]:
+    """Hydra initialised for one composition, whatever state it was in before.
+
+    It looks into `own` first, then into `main`: conf/ unless it is given.
+    """
+    token = _OWN.set(own)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         Plugins.instance().register(OwnOptions)
         Plugins.instance().register(OwnFirst)
-        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        with initialize_config_dir(str(main or shipped("conf")), version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = before

@@ -22,6 +22,7 @@ stale. Every value lives in one YAML file; the schema has no defaults of its own
 - `GROUP=OPTION` chooses a file of a group: `dsv3 train model=moe_nano balance=none`.
 - `KEY=VALUE` sets one key, whatever the options say: `schedule.lr=1e-3`. The last of a key wins.
 - `-m` runs an arm for each value of `a,b`, `range(1,4)`, `choice(a,b)` and `glob(*)`.
+- `recipe=NAME` runs a whole ablation, as in docs/recipes.md; `dsv3 config ls recipe` lists them.
 - `--config-dir DIR` adds your own options, `DIR/GROUP/NAME.yaml`; they shadow those shipped.
 - `dsv3 config show|ls|diff` print what comes out.
 

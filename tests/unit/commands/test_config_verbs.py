@@ -116,3 +116,36 @@ def test_diff_of_one_is_against_the_default(capsys: Any) -> None:
 @pytest.mark.parametrize("words", [["seed=x"], ["seed=1", "vs", "seed=x"]])
 def test_diff_refuses_what_cannot_be_composed(words: list[str], capsys: Any) -> None:
     assert "error[config]: seed=x: must be a whole number" in refused(capsys, "diff", *words)
+
+
+def test_recipes_are_listed_with_their_first_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    options = json.loads(printed(capsys, "ls", "recipe", "--json"))["recipe"]
+    found = {option["name"]: option["comment"] for option in options}
+    assert found["table4_mtp"].startswith("Table 4: a depth-1 MTP module or none; ")
+    assert len(found) == 7
+
+
+def test_a_recipe_is_shown_arm_by_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recipe=section453_scope", "model=moe_nano", "seed=1", "-p", "balance.strategy"]
+    text = printed(capsys, "show", *words)
+    assert [line for line in text.splitlines() if not line.startswith(("---", "#"))] == [
+        "aux_loss",
+        "aux_free",
+        "aux_batch",
+    ]
+
+
+def test_diff_of_a_recipe_compares_its_arms_not_its_seeds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = json.loads(printed(capsys, "diff", "recipe=table4_mtp", "model=moe_nano", "--json"))
+    assert found["differences"] == {
+        "mtp.num_nextn_predict_layers": [0, 1],
+        "mtp.loss_coeff": [0.0, 0.3],
+    }
+
+
+def test_every_run_of_a_recipe_is_linted(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recipe=alf_update_rate", "model=moe_nano", "seed=1", "--json"]
+    runs = json.loads(printed(capsys, "lint", *words))["runs"]
+    assert [[one["id"] for one in run["warnings"]] for run in runs] == [[], ["bias-rate-small"], []]

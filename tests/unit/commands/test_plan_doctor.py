@@ -25,6 +25,7 @@ from dsv3.commands.plan import plan
 from dsv3.config import compose as compose_module
 from dsv3.config.compose import Composed, compose
 from dsv3.machine import Gpu, Machine
+from dsv3.sweep import expand
 
 HOPPER = Gpu("H800", 80 * 2**30, (9, 0))
 NO_GPU = Machine((), cores=2, memory_bytes=24 * 2**30, gpu_driver=None)
@@ -38,7 +39,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     def two(overrides: Sequence[str], *, config_dir: Path | None) -> list[Composed]:
         return [compose([f"model={name}", *overrides]) for name in ("moe_nano", "moe_16b")]
 
-    monkeypatch.setattr(compose_module, "compose_sweep", two, raising=False)
+    monkeypatch.setattr(expand, "compose_sweep", two)
 
 
 def test_plan_prints_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,9 +44,11 @@ _VALUE = re.compile(
 def is_secret_name(name: str) -> bool:
     """Whether a variable, key or option of this name holds a secret.
 
-    Whole words of its last part count: `schedule.total_tokens` and `data.tokenizer` are none.
+    Whole words of its last part count: `schedule.total_tokens`, `data.tokenizer` and
+    `flops_per_token` are none.
     """
-    return _is_strong(name) or not _WEAK.isdisjoint(_words(name))
+    words = _words(name)
+    return _is_strong(name) or (not _WEAK.isdisjoint(words) and words[-2:-1] != ["per"])
 
 
 def redact(text: str) -> str:
@@ -80,7 +82,8 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 def redact_data(data: Any) -> Any:
     """Nested plain data without secrets: texts as `redact`, lists of texts as command lines.
 
-    Under a secret's name nothing is shown but null, true and false.
+    Under a secret's name nothing is shown but null, true and false, and numbers if it is one that
+    programs use, too.
     """
     if isinstance(data, str):
         return redact(data)
@@ -152,7 +155,8 @@ class RedactingStream:
 
 def _entry(name: Any, value: Any) -> Any:
     if isinstance(name, str) and is_secret_name(name) and not isinstance(value, Mapping):
-        return value if value is None or isinstance(value, bool) else HIDDEN
+        is_figure = isinstance(value, int | float) and not _is_strong(name)
+        return value if value is None or isinstance(value, bool) or is_figure else HIDDEN
     return redact_data(value)
 
 
@@ -189,6 +193,8 @@ def _is_secret(name: re.Match[str], found: re.Match[str]) -> bool:
         return False
     if not between.strip():  # `--token value`, and no sentence about a token
         return name["dashes"] == "--"
+    if re.fullmatch(r"[\d.,]{1,15}", value) and not _is_strong(name["name"]):
+        return False
     if found["scheme"] is not None or _is_strong(name["name"]) or _looks_random(value):
         return True
     direct = between == "=" or found["quote"] != ""

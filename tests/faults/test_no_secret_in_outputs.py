@@ -159,7 +159,7 @@ def test_the_secrets_were_on_their_way_there(place: Path, trained: list[Output])
     """Nothing found is worth something only where something was hidden."""
     (well,) = place.glob("runs/*-s1-*")
     (badly,) = place.glob("runs/*-s2-*")
-    for file in ("attempts.jsonl", "provenance.json", "events.jsonl", "logs/rank-0.log"):
+    for file in ("provenance.json", "events.jsonl", "logs/rank-0.log"):
         assert HIDDEN in (well / file).read_text(), file
     assert HIDDEN in next(well.glob("source-*.diff")).read_text()
     assert f"through http://{HIDDEN}@" in (well / "logs" / "mirror.log").read_text()
@@ -213,6 +213,22 @@ def test_a_refused_command_line_says_no_secret(
     output = capfd.readouterr()
     assert output.err + output.out != ""
     assert secrets_in((output.err + output.out).encode()) == []
+
+
+def test_a_defect_of_ours_tells_no_secret_not_even_its_traceback(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doctor(**_options: object) -> int:
+        raise LookupError(f"no {os.environ['HF_TOKEN']} at {URL}")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("DSV3_DEBUG", "1")
+    monkeypatch.setattr("dsv3.commands.doctor.doctor", doctor)
+    assert cli.run(["doctor"]) == 70
+    told = capfd.readouterr().err
+    assert f"LookupError: no {HIDDEN} at https://{HIDDEN}@example.org/x.jsonl?{HIDDEN}\n" in told
+    assert "Traceback" in told
+    assert secrets_in(told.encode()) == []
 
 
 @pytest.mark.parametrize(

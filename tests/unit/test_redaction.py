@@ -69,6 +69,7 @@ def test_secrets_in_texts_are_hidden_and_the_rest_is_kept(text: str, shown: str)
         "is not of the form key=value; Usage: dsv3 train [KEY=VALUE]...",
         "schedule.total_tokens=1000 data.tokenizer=/a/tokenizer.json",
         "api_key=",
+        "next_token=17, flops_per_token=many",
         "password: null",
         "a token is three letters long",
         "error[config]: seed=x: must be a whole number",
@@ -91,6 +92,8 @@ def test_nested_data_keep_their_shape() -> None:
     data = {
         "api_key": 12345678,
         "token": None,
+        "next_token": 17,
+        "flops_per_token": 2.5e11,
         "password": {"min_length": 3, "secret": ["a", "b"]},
         SENTINEL: [1.5, True, [f"x {SENTINEL}"]],
         "argv": ["--token", "hunter2"],
@@ -98,6 +101,8 @@ def test_nested_data_keep_their_shape() -> None:
     assert redact_data(data) == {
         "api_key": "***",
         "token": None,
+        "next_token": 17,
+        "flops_per_token": 2.5e11,
         "password": {"min_length": 3, "secret": "***"},
         "***": [1.5, True, ["x ***"]],
         "argv": ["--token", "***"],
@@ -107,7 +112,7 @@ def test_nested_data_keep_their_shape() -> None:
 def test_names_of_secrets() -> None:
     secret = "WANDB_API_KEY HF_TOKEN AWS_SECRET_ACCESS_KEY PGPASSWORD awsSecretKey a.b.auth --token"
     assert all(map(is_secret_name, secret.split()))
-    other = "schedule.total_tokens data.tokenizer TOKENIZERS_PARALLELISM HOME keyboard monkey"
+    other = "schedule.total_tokens data.tokenizer flops_per_token TOKENIZERS_PARALLELISM monkey"
     assert not any(map(is_secret_name, other.split()))
 
 
@@ -133,10 +138,10 @@ def test_errors_are_without_secrets_from_the_start() -> None:
 @pytest.mark.usefixtures("_variable")
 def test_tracebacks_logs_and_streams_are_without_secrets() -> None:
     try:
-        raise OSError(f"cannot reach https://me:pw@host with {SENTINEL}")
+        raise OSError(f"cannot reach https://me:pw@example.org with {SENTINEL}")
     except OSError as raised:
         error = raised
-    assert "OSError: cannot reach https://***@host with ***" in format_exception(error)
+    assert "OSError: cannot reach https://***@example.org with ***" in format_exception(error)
     record = logging.LogRecord(
         "x", 10, "f", 1, "%s", (SENTINEL,), (type(error), error, error.__traceback__)
     )

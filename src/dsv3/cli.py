@@ -339,9 +339,11 @@ def _body(module: str, verb: str, *arguments: Any, **options: Any) -> int:
 
 def _usage(error: typer.exceptions.TyperException, *, as_json: bool) -> int:
     """A command line typer cannot parse."""
+    from dsv3.redaction import RedactingStream
+
     show = getattr(error, "show", None)
     if show is not None:
-        show()
+        show(file=RedactingStream(sys.stderr))
     if as_json:
         from dsv3.commands import console
         from dsv3.errors import ConfigError

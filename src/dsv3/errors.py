@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsv3.redaction import redact, redact_arguments
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -30,6 +32,11 @@ class Problem:
         text = f"{self.setting}: {self.rule}" if self.setting else self.rule
         return f"{text}; {self.remedy}" if self.remedy else text
 
+    def redacted(self) -> "Problem":
+        """The same without secrets."""
+        (setting,) = redact_arguments([self.setting])
+        return Problem(setting, redact(self.rule), redact(self.remedy))
+
 
 class Dsv3Error(Exception):
     """Base of what users see: `exit_code` ends the process, `id` is stable for scripts."""
@@ -40,7 +47,9 @@ class Dsv3Error(Exception):
     def __init__(self, problems: str | Problem | Sequence[Problem]) -> None:
         if isinstance(problems, str):
             problems = Problem("", problems)
-        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        found = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        # Here, because from here on it is printed, logged, written down and told other processes.
+        self.problems = tuple(problem.redacted() for problem in found)
         super().__init__("\n".join(map(str, self.problems)))
 
     def lines(self) -> list[str]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from architecture.source import Source, imported_modules, sources
 
 # What a package may import directly; what those may import follows. OPEN is open to all.
-OPEN = {"errors", "files", "machine"}
+OPEN = {"errors", "files", "machine", "redaction"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "machine": set(),
+    "redaction": set(),
     "config": set(),
     "plan": {"config", "parallel"},
     "runs": {"config"},

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsv3.commands.streams import silence
 from dsv3.errors import Dsv3Error
 from dsv3.files import refused, storage_error
+from dsv3.redaction import format_exception, redact, redact_data
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -27,15 +27,15 @@ def write(text: str) -> None:
 def note(text: str) -> None:
     """Print a line on stderr: about what happens, not a result; to nobody if nobody reads."""
     try:
-        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.write(f"{printable(redact(text))}\n")
         sys.stderr.flush()
     except OSError:
         silence(sys.stderr)
 
 
 def write_json(data: Any) -> None:
-    """Print data as JSON on stdout."""
-    write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print data as JSON on stdout, without secrets."""
+    write(json.dumps(redact_data(data), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def write_table(
@@ -85,7 +85,7 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     Anything but a Dsv3Error is a defect of ours; DSV3_DEBUG shows the traceback of either.
     """
     if os.environ.get("DSV3_DEBUG"):
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(format_exception(error))
     if isinstance(error, OSError):
         error = refused(error) or error
     if not isinstance(error, Dsv3Error):

@@ -137,7 +137,7 @@ def check_compiler() -> Check:
 
 def check_wandb_key() -> Check:
     """Whether there is a key, never what it is; without one tracking=wandb stays offline."""
-    from dsv3.train.mirror import has_wandb_key
+    from dsv3.train.wandb_mirror import has_wandb_key
 
     there = has_wandb_key(os.environ)
     return Check("wandb key", "ok", "yes" if there else "no: tracking=wandb will be offline")

@@ -7,6 +7,7 @@ from dsv3.config.curves import Curve
 from dsv3.config.data import SMALLEST_VOCABULARY
 from dsv3.config.diff import leaves
 from dsv3.config.root import RunConfig
+from dsv3.config.secret_rules import no_value_holds_a_secret
 from dsv3.config.suggest import listed
 from dsv3.errors import Problem
 
@@ -377,6 +378,7 @@ RULES = (
     a_recorded_step_is_made,
     recomputed_parts_are_not_compiled,
     *precision_rules.RULES,
+    no_value_holds_a_secret,
 )
 
 

@@ -34,10 +34,11 @@ from dsv3.config.diff import differences
 from dsv3.config.root import RunConfig
 from dsv3.errors import ConfigError, DataError, Dsv3Error, Problem
 from dsv3.files import new_directory, probe_writable, storage_error, write_synced
+from dsv3.redaction import redact_arguments, redact_data
 from dsv3.runs.files import damaged, read_json, write_atomically, write_json
 from dsv3.runs.identity import identity, run_id
 from dsv3.runs.lock import RunLock, current_holder
-from dsv3.runs.provenance import Provenance, redact_arguments
+from dsv3.runs.provenance import Provenance
 from dsv3.runs.records import LineLog, read_lines
 
 _AFRESH = "run.tag=<name> starts a run of its own"
@@ -226,7 +227,8 @@ class RunDirectory:
     def mark_failed(self, error: Dsv3Error, **context: Any) -> None:
         """Write why the run ended; it can be tried again."""
         failed_at = datetime.now(UTC).isoformat()
-        write_json(self.failed_path, {"failed_at": failed_at, **error.record(), **context})
+        record = {"failed_at": failed_at, **error.record(), **redact_data(context)}
+        write_json(self.failed_path, record)
 
     def check_frozen(self, data_fingerprint: str) -> None:
         """Raise DataError or ConfigError unless the run began with this data and these numerics."""

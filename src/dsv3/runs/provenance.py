@@ -1,13 +1,11 @@
 """Where a result came from: code, versions, machine, layout, data; never a secret.
 
-The environment is not written at all, and what is written (arguments, the uncommitted diff) is
-stripped of URL credentials and of every value that a secret-looking environment variable holds.
+The environment is not written at all; arguments and the uncommitted diff go through `redaction`.
 """
 
 import hashlib
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ from typing import Any
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.machine import describe_host, installed_version
+from dsv3.redaction import redact, redact_arguments, redact_data
 
 MAX_DIFF_BYTES = 1 << 20
 _GIT_TIMEOUT_S = 10
-_HIDDEN = "***"
 
 _DISTRIBUTIONS = (
     "torch",
@@ -37,11 +35,6 @@ _DISTRIBUTIONS = (
     "wandb",
     "tensorboard",
 )
-_SECRET_WORDS = frozenset(
-    {"key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials", "auth"}
-)
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_URL_QUERY = re.compile(r"(://[^\s?'\"]*\?)[^\s'\"]+")
 
 
 @dataclass(frozen=True)
@@ -75,47 +68,7 @@ def collect(
         "layout": _layout(config),
         "threads_per_rank": threads_per_rank,
     }
-    return Provenance(record, diff)
-
-
-def redact(text: str) -> str:
-    """`text` without URL credentials, URL queries and the values of secret variables."""
-    for value in _secret_values():
-        text = text.replace(value, _HIDDEN)
-    text = _URL_CREDENTIALS.sub(f"{_HIDDEN}@", text)
-    return _URL_QUERY.sub(rf"\1{_HIDDEN}", text)
-
-
-def redact_arguments(argv: Sequence[str]) -> list[str]:
-    """Arguments without secrets: as `redact`, and `api_key=...`, `--token=...`, `--token X`."""
-    shown: list[str] = []
-    hide_next = False
-    for argument in argv:
-        name, equals, _ = argument.partition("=")
-        secret = _is_secret_name(name)
-        if hide_next and not argument.startswith("-"):
-            shown.append(_HIDDEN)
-        elif equals and secret:
-            shown.append(f"{name}={_HIDDEN}")
-        else:
-            shown.append(redact(argument))
-        hide_next = argument.startswith("-") and secret and not equals
-    return shown
-
-
-def _is_secret_name(name: str) -> bool:
-    # Whole words of the last part only: `schedule.total_tokens` and `data.tokenizer` are not.
-    last = name.rpartition(".")[2].lower()
-    return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", last))
-
-
-def _secret_values() -> list[str]:
-    values = [
-        value
-        for name, value in os.environ.items()
-        if len(value) >= 8 and not value.startswith("/") and _is_secret_name(name)
-    ]
-    return sorted(values, key=len, reverse=True)
+    return Provenance(redact_data(record), diff)
 
 
 def _layout(config: RunConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from dsv3.errors import CapacityError
 from dsv3.files import storage_error
+from dsv3.redaction import redact_data
 from dsv3.runs.files import damaged
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -143,7 +144,8 @@ class EventLog(LineLog):
     """What happened to a run, over all its attempts; nothing is ever cut."""
 
     def event(self, name: str, **details: Any) -> None:
-        """Write one event with the time of day."""
+        """Write one event with the time of day; without secrets, whatever the details quote."""
+        details = redact_data(details)
         self.append({"time": datetime.now(UTC).isoformat(), "event": name, **details})
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.config.root import RunConfig
+from dsv3.redaction import redact
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.records import EventLog, MetricsLog
 from dsv3.train.alarms import Alarm
@@ -70,13 +71,7 @@ class Reporter(Reports):
         self._presenter = open_console(
             total_steps=self._total_steps, done_steps=done_steps, quiet=quiet
         )
-        self._mirror = open_mirror(
-            config,
-            run_id=run.id,
-            directory=run.path,
-            first_step=done_steps + 1,
-            warn=self._warn,
-        )
+        self._mirror = open_mirror(config, run=run, first_step=done_steps + 1, warn=self._warn)
 
     def step(self, record: Record) -> None:
         """Take the line of an optimizer step."""
@@ -111,7 +106,8 @@ class Reporter(Reports):
             self.note(str(alarm))
 
     def roll_back(self, to_step: int) -> None:
-        """Cut the lines of the steps after `to_step`; events and mirrors keep what they have."""
+        """Cut the lines of the steps after `to_step`; events keep what they have."""
+        self._mirror.roll_back(to_step)
         for log in self._logs_of_steps():
             log.close()
         self._metrics = self._log_of_steps(self._metrics.path, to_step)
@@ -128,7 +124,7 @@ class Reporter(Reports):
 
     def note(self, text: str) -> None:
         """Show a line to whoever watches."""
-        self._presenter.note(text)
+        self._presenter.note(redact(text))
 
     def close(self) -> None:
         """Flush and let go; the mirror gets a little time to catch up."""
@@ -148,4 +144,4 @@ class Reporter(Reports):
 
     def _warn(self, text: str) -> None:
         self._events.event("mirror_warning", text=text)
-        self._presenter.note(text)
+        self.note(text)

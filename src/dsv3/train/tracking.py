@@ -6,6 +6,7 @@ bounded queue that drops: whether it is slow, hangs or fails, the loop neither w
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -17,10 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.config.root import RunConfig
-from dsv3.train.mirror import MirroredRun, Report
+from dsv3.config.tracking import TrackingConfig
+from dsv3.errors import Dsv3Error
+from dsv3.redaction import redact, redact_data, without_secrets
+from dsv3.runs.directory import RunDirectory
+from dsv3.train.mirror import Report
+from dsv3.train.mirrored import MirroredRun
 
 _QUEUE_LINES = 1024
 _CLOSE_S = 15.0
+_SECRETS_OF = {"wandb": ("WANDB_API_KEY",)}
 _COMMAND = (sys.executable, "-P", "-m", "dsv3.train.mirror")
 
 
@@ -78,6 +85,11 @@ class Mirror:
         with contextlib.suppress(queue.Full):  # counted as lost in the report
             self._queue.put_nowait(text)
 
+    def roll_back(self, to_step: int) -> None:
+        """Say that the steps after `to_step` will be done again; never waits."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(json.dumps({"roll_back": to_step}))
+
     def close(self, timeout_s: float = _CLOSE_S) -> MirrorReport:
         """Give the mirror `timeout_s` to write what it has, then end it."""
         deadline_s = time.monotonic() + timeout_s
@@ -114,6 +126,7 @@ class Mirror:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env=without_secrets(os.environ, kept=_SECRETS_OF.get(self._run.backend, ())),
                 start_new_session=True,  # Ctrl-C is for the rank
             )
 
@@ -135,7 +148,7 @@ class Mirror:
 
     def _note(self, text: str) -> None:
         if self._warning is None:
-            self._warning = text
+            self._warning = redact(text)
 
     def _pass_warning_on(self) -> None:
         if self._warning is not None and not self._warned:
@@ -149,6 +162,9 @@ class NoMirror:
     def log(self, step: int, line: Mapping[str, Any]) -> None:
         """Do nothing."""
 
+    def roll_back(self, to_step: int) -> None:
+        """Do nothing."""
+
     def close(self, timeout_s: float = 0.0) -> MirrorReport:
         """Nothing was given, nothing is missing."""
         return MirrorReport(0, 0, 0, finished=True)
@@ -157,8 +173,7 @@ class NoMirror:
 def open_mirror(
     config: RunConfig,
     *,
-    run_id: str,
-    directory: Path,
+    run: RunDirectory,
     first_step: int,
     warn: Callable[[str], None],
 ) -> Mirror | NoMirror:
@@ -167,17 +182,37 @@ def open_mirror(
     `first_step` is the next step to be done; of `config` every key goes to the dashboard and of the
     environment nothing.
     """
-    if config.tracking.backend == "none":
+    tracking = config.tracking
+    if tracking.backend == "none":
         return NoMirror()
-    run = MirroredRun(
-        backend=config.tracking.backend,
-        id=run_id,
-        directory=str(directory.absolute()),
-        project=config.tracking.project,
+    filed = filed_as(run, tracking)
+    mirrored = MirroredRun(
+        backend=tracking.backend,
+        id=run.id,
+        directory=str(run.path.absolute()),
+        project=filed.project,
+        group=filed.group if filed.group is not None else config.model.name,
+        name=filed.name if filed.name is not None else run.id,
+        tags=filed.tags or (config.model.name, config.balance.strategy),
+        mode=tracking.mode,
         first_step=first_step,
-        config=config.model_dump(mode="json"),
+        config=redact_data(config.model_dump(mode="json")),
     )
-    return Mirror(run, every_steps=config.tracking.every_steps, warn=warn)
+    return Mirror(mirrored, every_steps=tracking.every_steps, warn=warn)
+
+
+def filed_as(run: RunDirectory, tracking: TrackingConfig) -> TrackingConfig:
+    """The section of the first attempt that had a mirror; `tracking` if none had.
+
+    A run goes on under the project, group and name that it has there, whoever asks for it: two
+    sweeps that share it would otherwise take it from each other.
+    """
+    with contextlib.suppress(Dsv3Error):  # what is damaged is told by those who need it
+        for attempt in run.attempts():
+            before = run.config(attempt.get("config", run.config_path.name)).tracking
+            if before.backend != "none":
+                return before
+    return tracking
 
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dsv3.errors import CapacityError, Dsv3Error, NumericHealthError, Problem, RankLostError
 from dsv3.files import refused, storage_error
+from dsv3.redaction import RedactingFormatter, print_no_secret_when_lost
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.rank import Place, RankArguments, log_name, stack_name
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the run to its end as one of its ranks; returns the exit code of the process."""
+    print_no_secret_when_lost()
     hold_stop_signals()
     place = Place.from_environment()
     if not place.alone:
@@ -154,7 +156,7 @@ def log_to_file(run: RunDirectory, name: str) -> None:
     except OSError as error:
         raise storage_error(path, error, "make the run directory writable") from error
     handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("dsv3").setLevel(logging.INFO)
     logging.captureWarnings(capture=True)

@@ -416,6 +416,13 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "precision.dgrad_tiling=block: precision.recipe=fp8_block has no product of two operands"
         " with 128 x 128 scales; use precision=fp8_block_emulated",
     ),
+    (
+        rules.no_value_holds_a_secret,
+        {"run.tag": "mine", "data.path": "/data/part-?.jsonl"},
+        {"data.path": "https://me:password@example.org/text.jsonl"},
+        "data.path=***: holds credentials in an address, and configurations are kept and shown;"
+        " give another value; programs that need the secret find it in the environment",
+    ),
 ]
 
 
@@ -430,6 +437,16 @@ def test_rule(rule: Any, base: Any, breaking: Any, message: str, valid: dict[str
     broken = changed(valid, base | breaking)
     assert [str(problem) for problem in rule(broken)] == [message]
     assert message in [str(problem) for problem in rules.broken(broken)]
+
+
+def test_a_secret_of_the_environment_is_named_by_its_variable(
+    valid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hunter2-hunter2")
+    broken = changed(valid, {"run.tag": "x-hunter2-hunter2", "tracking.tags": ["hunter2-hunter2"]})
+    problems = list(rules.no_value_holds_a_secret(broken))
+    assert [problem.setting for problem in problems] == ["run.tag=***", "tracking.tags.0=***"]
+    assert "environment variable HF_TOKEN," in problems[0].rule
 
 
 def test_suggestions_do_not_count_to_a_billion(valid: dict[str, Any]) -> None:

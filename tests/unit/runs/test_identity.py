@@ -55,7 +55,8 @@ evaluation.every_steps evaluation.sequences
 health.window_steps health.lowest_load_entropy health.largest_bias_spread health.largest_saturation
 health.replica_check_steps
 checkpoint.every_steps checkpoint.keep checkpoint.resume
-tracking.backend tracking.project tracking.every_steps
+tracking.backend tracking.project tracking.group tracking.name tracking.tags tracking.mode
+tracking.every_steps
 launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 

@@ -5,27 +5,46 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from wandb.proto import wandb_internal_pb2
 
 from dsv3.config.root import RunConfig
 from dsv3.config.tracking import TrackingConfig
-from dsv3.train import mirror as mirror_module
-from dsv3.train.mirror import BACKENDS, MirroredRun, serve, wandb_mode
-from dsv3.train.tracking import Mirror, NoMirror, numbers, open_mirror
+from dsv3.runs.directory import RunDirectory
+from dsv3.runs.lock import RunLock
+from dsv3.runs.provenance import collect
+from dsv3.train import wandb_mirror
+from dsv3.train.mirror import BACKENDS, serve
+from dsv3.train.mirrored import MirroredRun
+from dsv3.train.tracking import Mirror, NoMirror, filed_as, numbers, open_mirror
+from dsv3.train.wandb_mirror import wandb_mode
 
 SENTINEL = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def mirrored(tmp_path: Path) -> MirroredRun:
-    return MirroredRun("tensorboard", "nano-s1-0123456789", str(tmp_path), "dsv3", 1, {"seed": 1})
+    return MirroredRun(
+        backend="tensorboard",
+        id="nano-s1-0123456789",
+        directory=str(tmp_path),
+        project="dsv3",
+        group="table5-0123456789",
+        name="aux_free seed 1",
+        tags=["table5", "aux_free", "seed 1"],
+        mode="auto",
+        first_step=1,
+        config={"seed": 1},
+    )
 
 
 @pytest.fixture
@@ -196,7 +215,8 @@ def test_a_mirror_that_cannot_be_started_is_a_warning(mirrored: MirroredRun) -> 
 
 
 def test_no_tracking_starts_nothing(config: RunConfig, tmp_path: Path) -> None:
-    mirror = open_mirror(config, run_id="x", directory=tmp_path, first_step=1, warn=pytest.fail)
+    run = RunDirectory(tmp_path)
+    mirror = open_mirror(config, run=run, first_step=1, warn=pytest.fail)
     assert isinstance(mirror, NoMirror)
     mirror.log(1, {"loss": 1.0})
     assert mirror.close().complete
@@ -211,9 +231,22 @@ def test_numbers_are_numbers() -> None:
 # --- the real backends ------------------------------------------------------------------------
 
 
-def with_tracking(config: RunConfig, backend: str) -> RunConfig:
-    tracking = config.tracking.model_copy(update={"backend": backend})
+def with_tracking(config: RunConfig, backend: str, **values: object) -> RunConfig:
+    tracking = config.tracking.model_copy(update={"backend": backend, **values})
     return config.model_copy(update={"tracking": tracking})
+
+
+def mirror_of(config: RunConfig, directory: Path, *, first_step: int = 1) -> Mirror:
+    """The real process of a mirror; a warning fails the test."""
+    run = RunDirectory(directory)
+    mirror = open_mirror(config, run=run, first_step=first_step, warn=pytest.fail)
+    assert isinstance(mirror, Mirror)
+    return mirror
+
+
+def log_steps(mirror: Mirror, steps: range, *, factor: float = 1.0) -> None:
+    for step in steps:
+        mirror.log(step, {"step": step, "loss": factor * step})
 
 
 @pytest.mark.usefixtures("importable")
@@ -222,24 +255,27 @@ def test_tensorboard_writes_what_tensorboard_reads_and_hides_redone_steps(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for first_step, factor in ((1, 1.0), (3, 10.0)):
-        mirror = open_mirror(
-            with_tracking(config, "tensorboard"),
-            run_id="x",
-            directory=tmp_path,
-            first_step=first_step,
-            warn=pytest.fail,
-        )
-        for step in range(first_step, 5):
-            mirror.log(step, {"step": step, "loss": factor * step})
-        assert mirror.close(60).complete
+    tracked = with_tracking(config, "tensorboard", group="g", name="aux_free seed 1")
+    mirror = mirror_of(tracked, tmp_path)
+    log_steps(mirror, range(1, 5))
+    assert mirror.close(60).complete
+    mirror = mirror_of(tracked, tmp_path, first_step=3)
+    log_steps(mirror, range(3, 7), factor=10.0)
+    mirror.roll_back(4)
+    log_steps(mirror, range(5, 6), factor=100.0)
+    assert mirror.close(60).complete
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (1, 1.0),
         (2, 2.0),
         (3, 30.0),
         (4, 40.0),
+        (5, 500.0),
     ]
+    names = events.Tensors("run")[-1]
+    (text,) = names.tensor_proto.string_val
+    assert "name: aux_free seed 1" in text.decode()
+    assert "group: g" in text.decode()
 
 
 @pytest.mark.usefixtures("importable")
@@ -259,44 +295,143 @@ def test_tensorboard_imports_neither_torch_nor_tensorflow(
     assert printed.strip() == "stub"
 
 
+def wandb_records(run_file: Path) -> list[wandb_internal_pb2.Record]:
+    """Records of W&B's file: blocks of 32 KiB of (crc, length, type, data), as LevelDB's log."""
+    data, place, found, part = run_file.read_bytes(), 7, [], b""
+    while place + 7 <= len(data):
+        left_in_block = 32768 - place % 32768
+        if left_in_block < 7:
+            place += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        part += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            found.append(wandb_internal_pb2.Record.FromString(part))
+            part = b""
+    return found
+
+
+def rows_of(records: list[wandb_internal_pb2.Record]) -> list[dict[str, float]]:
+    history = [record.history for record in records if record.HasField("history")]
+    rows = []
+    for line in history:
+        values = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in line.item}
+        rows.append({"row": line.step.num, **values})
+    return rows
+
+
 @pytest.mark.usefixtures("importable")
-def test_wandb_offline_writes_files_inside_the_run_and_no_key(
+def test_wandb_offline_is_one_run_over_attempts_and_roll_backs(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = tmp_path / "home"
+    home, directory = tmp_path / "home", tmp_path / "nano-s1-0123456789"
     home.mkdir()
-    directory = tmp_path / "run"
     directory.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_TOKEN", SENTINEL)
     monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    mirror = open_mirror(
-        with_tracking(config, "wandb"),
-        run_id="nano-s1-0123456789",
-        directory=directory,
-        first_step=1,
-        warn=pytest.fail,
-    )
-    for step in range(1, 4):
-        mirror.log(step, {"step": step, "loss": float(step)})
-    report = mirror.close(60)
-    assert (report.written, report.complete) == (3, True)
-    (record,) = (directory / "wandb").glob("offline-run-*/run-nano-s1-0123456789.wandb")
-    assert record.stat().st_size > 100
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    # What is set for another run does not reach this one.
+    for name in ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_TAGS"):
+        monkeypatch.setenv(name, "another")
+    long = "balance=aux_free " * 10
+    names = {"group": "table5-01", "name": "aux_free seed 1", "tags": ("table5", long, "table5")}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracked = with_tracking(config, "wandb", mode="offline", **names)
+        mirror = mirror_of(tracked, directory)
+        log_steps(mirror, range(1, 5))
+        assert mirror.close(60).complete
+        mirror = mirror_of(tracked, directory, first_step=3)
+        log_steps(mirror, range(3, 5), factor=10.0)
+        mirror.roll_back(3)
+        log_steps(mirror, range(4, 6), factor=100.0)
+        report = mirror.close(60)
+        assert (report.written, report.complete) == (4, True)
+        with pytest.raises(TimeoutError):
+            server.accept()  # nobody came
+    files = sorted((directory / "wandb").glob("offline-run-*/run-nano-s1-0123456789.wandb"))
+    assert len(files) == 2
+    records = [wandb_records(file) for file in files]
+    for attempt in records:
+        run = next(record.run for record in attempt if record.HasField("run"))
+        assert (run.run_id, run.run_group) == ("nano-s1-0123456789", "table5-01")
+        assert run.display_name == "aux_free seed 1"
+        assert run.tags[0] == "table5"
+        assert len(run.tags) == 2
+        assert len(run.tags[1]) == 64
+    rows = [row for attempt in records for row in rows_of(attempt)]
+    numbers_of_rows = [row["row"] for row in rows]
+    assert numbers_of_rows == sorted(set(numbers_of_rows)), "W&B drops rows that go back"
+    told = {row["step"]: row["loss"] for row in sorted(rows, key=lambda row: row["part"])}
+    assert told == {1: 1.0, 2: 2.0, 3: 30.0, 4: 400.0, 5: 500.0}
+    assert len(rows) == 8
     written = b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
     assert SENTINEL.encode() not in written
     assert b"moe_nano" in written, "the configuration is there"
     assert list(home.iterdir()) == []
 
 
+def test_a_run_stays_where_it_was_filed_first(config: RunConfig) -> None:
+    def attempt(config: RunConfig) -> RunDirectory:
+        provenance = collect(config, argv=[], data_fingerprint="d", threads_per_rank=1)
+        run = RunDirectory.create_or_open(config, overrides=[], provenance=provenance)
+        with RunLock(run.lock_path) as lock:
+            run.begin_attempt(lock, config, provenance)
+        return run
+
+    first = with_tracking(config, "wandb", group="sweep-1", name="a seed 1")
+    second = with_tracking(config, "wandb", group="sweep-2", name="b seed 1")
+    run = attempt(config)
+    assert filed_as(run, first.tracking) == first.tracking, "without a mirror nothing is filed"
+    attempt(first)
+    attempt(second)
+    assert filed_as(run, second.tracking) == first.tracking
+    run.config_path.write_text("damaged: [")
+    assert filed_as(run, second.tracking) == second.tracking
+
+
+def test_only_the_key_of_the_dashboard_reaches_its_process(
+    mirrored: MirroredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
+    monkeypatch.setenv("HF_TOKEN", SENTINEL)
+    seen = {}
+    for backend in ("wandb", "tensorboard"):
+        out = tmp_path / backend
+        code = f"import os, json; open('{out}', 'w').write(json.dumps(dict(os.environ)))"
+        Mirror(
+            replace(mirrored, backend=backend),
+            every_steps=1,
+            warn=lambda _text: None,
+            command=python(code),
+        ).close()
+        seen[backend] = {n for n, value in json.loads(out.read_text()).items() if value == SENTINEL}
+    assert seen == {"wandb": {"WANDB_API_KEY"}, "tensorboard": set()}
+
+
+def test_without_names_a_run_goes_by_its_id_and_model(config: RunConfig, tmp_path: Path) -> None:
+    mirror = mirror_of(with_tracking(config, "wandb"), tmp_path / "run-1")
+    own = mirror._run
+    mirror._abandon()
+    assert (own.id, own.name, own.group) == ("run-1", "run-1", "moe_nano")
+    assert tuple(own.tags) == ("moe_nano", config.balance.strategy)
+
+
 def test_wandb_is_online_only_with_a_key_and_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(mirror_module, "_answers", lambda url: url != "https://down.example.org")
+    monkeypatch.setattr(wandb_mirror, "_answers", lambda url: url != "https://down.example.org")
+    key = {"WANDB_API_KEY": SENTINEL}
     assert wandb_mode({}) == "offline"
-    assert wandb_mode({"WANDB_API_KEY": SENTINEL}) == "online"
+    assert wandb_mode({}, "online") == "offline"
+    assert wandb_mode(key) == "online"
+    assert wandb_mode(key, "offline") == "offline"
+    assert wandb_mode(key | {"WANDB_MODE": "offline"}, "online") == "online"
+    assert wandb_mode(key | {"WANDB_MODE": "online"}, "offline") == "offline"
     down = {"WANDB_API_KEY": SENTINEL, "WANDB_BASE_URL": "https://down.example.org"}
     assert wandb_mode(down) == "offline"
     assert wandb_mode({"WANDB_API_KEY": SENTINEL, "WANDB_MODE": "disabled"}) is None
@@ -310,14 +445,14 @@ def test_wandb_is_online_only_with_a_key_and_a_server(
 
 def test_a_server_answers_with_anything_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(mirror_module, "_PROBE_S", 0.2)
+    monkeypatch.setattr(wandb_mirror, "_PROBE_S", 0.2)
     handler = http.server.BaseHTTPRequestHandler  # has no GET: answers 501
     handler.log_message = lambda *_arguments: None
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        assert mirror_module._answers(f"http://127.0.0.1:{server.server_port}")
+        assert wandb_mirror._answers(f"http://127.0.0.1:{server.server_port}")
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         port = black_hole.getsockname()[1]
-        assert not mirror_module._answers(f"http://127.0.0.1:{port}")
-    assert not mirror_module._answers(f"http://127.0.0.1:{port}")
-    assert not mirror_module._answers("file:///etc/passwd")
+        assert not wandb_mirror._answers(f"http://127.0.0.1:{port}")
+    assert not wandb_mirror._answers(f"http://127.0.0.1:{port}")
+    assert not wandb_mirror._answers("file:///etc/passwd")

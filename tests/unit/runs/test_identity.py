@@ -43,7 +43,7 @@ health.largest_skips health.largest_rollbacks
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
+run_root sweep_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
 run.timeline_step
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.pipeline_schedule parallelism.zero_stage
@@ -56,7 +56,8 @@ health.window_steps health.lowest_load_entropy health.largest_bias_spread health
 health.replica_check_steps
 checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.every_steps
-launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile
+launcher.kind launcher.device launcher.threads_per_rank launcher.parallel launcher.keep_memory
+launcher.compile
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv3.commands import console
-from dsv3.commands.arms import BASE, Arm, arms_of
+from dsv3.commands.dry_run import print_dry_run
 from dsv3.commands.lint import warn
 from dsv3.config.root import RunConfig
 from dsv3.errors import (
@@ -25,10 +25,11 @@ from dsv3.launch.local import launch, refuse_several_ranks
 from dsv3.machine import this_machine
 from dsv3.plan.capacity import check_capacity
 from dsv3.plan.description import describe
-from dsv3.plan.quantities import plural
 from dsv3.runs.directory import RunDirectory, Status, check_run_root
 from dsv3.runs.lock import refuse_held
 from dsv3.runs.provenance import collect
+from dsv3.sweep.arms import BASE, Arm
+from dsv3.sweep.expand import sweep_of
 
 if TYPE_CHECKING:
     from dsv3.data.prepared import Prepared
@@ -73,10 +74,11 @@ def train(
     Everything that can be known beforehand (configuration, capacity, data, directories) is
     checked for every arm before the first one starts. `strict` refuses known traps, too.
     """
-    arms = arms_of(overrides, multirun=multirun, config_dir=config_dir)
+    sweep = sweep_of(overrides, multirun=multirun, config_dir=config_dir)
+    arms = sweep.arms
     warn([arm.config for arm in arms], strict=strict, quiet=as_json)
     if dry_run:
-        _print_dry_run(arms, as_json=as_json)
+        print_dry_run(sweep, as_json=as_json)
         return 0
     _refuse_impossible(arms)
     prepared = _prepare_all(arms)
@@ -236,12 +238,3 @@ def _print_table(outcomes: Sequence[Outcome]) -> None:
     console.write_table(
         ("arm", "seed", "status", "validation loss", "bits per byte", "run directory"), rows
     )
-
-
-def _print_dry_run(arms: Sequence[Arm], *, as_json: bool) -> None:
-    if as_json:
-        console.write_json({"runs": [arm.record() for arm in arms]})
-        return
-    for arm in arms:
-        console.write(f"{arm.record()['id']}: {describe(arm.config)}")
-    console.write(f"{plural(len(arms), 'run')}; nothing was started")

@@ -22,7 +22,7 @@ model.num_experts_per_tok model.n_group model.topk_group model.scoring_func mode
 model.routed_scaling_factor model.num_attention_heads model.q_lora_rank model.kv_lora_rank
 model.qk_nope_head_dim model.qk_rope_head_dim model.v_head_dim model.max_position_embeddings
 model.rope_theta model.rope_scaling model.rms_norm_eps model.initializer_range
-precision.recipe precision.dispatch
+precision.recipe precision.dispatch precision.dgrad_tiling
 schedule.total_tokens schedule.reference_tokens schedule.sequence_length schedule.global_batch_size
 schedule.lr schedule.lr_curve.start schedule.lr_curve.phases
 schedule.bias_update_speed_curve.start schedule.bias_update_speed_curve.phases

@@ -98,10 +98,7 @@ class Gauge:
 
 def gauges(record: SweepRecord) -> list[Gauge]:
     """A gauge for each run of a sweep, in the order of its record."""
-    return [
-        Gauge(record.directory(run), arm=run.arm, seed=run.seed)
-        for run in record.runs
-    ]
+    return [Gauge(record.directory(run), arm=run.arm, seed=run.seed) for run in record.runs]
 
 
 def _newest(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -17,7 +17,6 @@ from typing import IO, Protocol
 from dsv3.config.root import RunConfig
 from dsv3.errors import (
     ArmsFailedError,
-    CapacityError,
     Dsv3Error,
     InterruptedError_,
     LockHeldError,
@@ -29,6 +28,7 @@ from dsv3.launch.one import start_one
 from dsv3.launch.process import Process
 from dsv3.launch.signals import sent_by_terminal, signals_as_bytes, stops_so_far
 from dsv3.runs.directory import RunDirectory, Status
+from dsv3.sweep.arms import Arm
 from dsv3.sweep.slots import Slots
 
 STOPPED = (SavedForRequeueError.exit_code, InterruptedError_.exit_code)
@@ -45,9 +45,13 @@ class Job:
 
     number: int
     total: int
-    arm: str
+    arm: Arm
     directory: RunDirectory
-    config: RunConfig
+
+    @property
+    def config(self) -> RunConfig:
+        """What its ranks are given."""
+        return self.arm.config
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ class _Child:
 class Runner:
     """Runs jobs in their order, those first that no other process trains."""
 
-    def __init__(self, jobs: Sequence[Job], slots: Slots, watcher: Watcher, *, retry: bool, quiet: bool) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], slots: Slots, watcher: Watcher, *, retry: bool, quiet: bool
+    ) -> None:
         self._pending = list(jobs)
         self._slots = slots
         self._watcher = watcher
@@ -254,9 +260,11 @@ class Runner:
             child.process.wait()
 
 
-def exit_code_of(outcomes: Sequence[Outcome], jobs: int, stop_code: int | None) -> int:
-    """The exit code of a sweep of `jobs` runs: why it stopped, else 7 if some failed, else 0."""
-    codes = [outcome.exit_code for outcome in outcomes]
+def exit_code_of(codes: Sequence[int], jobs: int, stop_code: int | None) -> int:
+    """The exit code of `jobs` runs of which those that ended did so with `codes`.
+
+    Why it stopped, else 7 if some of several failed, else 0.
+    """
     stopped = [code for code in codes if code in STOPPED]
     if stop_code is not None and (stopped or len(codes) < jobs):
         return stop_code

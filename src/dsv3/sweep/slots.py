@@ -68,9 +68,7 @@ def _threads(config: RunConfig) -> int:
     return config.parallelism.world_size * threads_per_rank(config)
 
 
-def _overcommitted(
-    setting: str, configs: Sequence[RunConfig], count: int, machine: Machine
-) -> str:
+def _overcommitted(setting: str, configs: Sequence[RunConfig], count: int, machine: Machine) -> str:
     threads = max(map(_threads, configs))
     remedy = "slower than one after the other, and the same bits"
     if any(config.launcher.threads_per_rank is None for config in configs):

@@ -34,15 +34,15 @@ def train_attempt(run, arguments, stop, lock, _heartbeat):
     ):
         events.event("started", step=begin, attempt=attempt)
         for step in range(begin + 1, STEPS + 1):
+            hold = os.environ.get("STUB_HOLD")
+            while step == STEPS and hold and Path(hold).exists() and not stop.requested:
+                time.sleep(0.01)
             if stop.requested:
                 save(saves, step - 1)
                 raise stopped_by_signal(stop.number, step - 1)
             if os.environ.get("STUB_FAIL") == config.balance.strategy and step == 3:
                 raise NumericHealthError("step 3: a loss that is not a number")
             time.sleep(float(os.environ.get("STUB_STEP_S", "0.01")))
-            hold = os.environ.get("STUB_HOLD")
-            while step == STEPS and hold and Path(hold).exists() and not stop.requested:
-                time.sleep(0.01)
             tokens = step * config.schedule.total_tokens // STEPS
             metrics.append(
                 {"step": step, "tokens": tokens, "loss": 5.0 - 0.1 * step, "tokens_per_second": 1e5}

@@ -19,7 +19,6 @@ from dsv3.sweep.runner import STOPPED, Job, Outcome, Watcher
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.live import Live
 
 REDRAW_EVERY_S = 0.5
 LINE_EVERY_S = 10.0
@@ -146,7 +145,7 @@ class Table(Lines):
         self._sweep = sweep
         self._gauges = {job.number: _gauge(job) for job in jobs}
         self._last = {number: gauge.read() for number, gauge in self._gauges.items()}
-        self._live: Live = Live(
+        self._live = Live(
             console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True
         )
         _survive_closed(self._live.start)

@@ -153,6 +153,8 @@ class _Group:
 
     def _listen(self, timeout_s: float) -> None:
         """Pass on what comes within `timeout_s`; the end of a rank is among it."""
+        if any(member.process.poll() is not None for member in self._alive):
+            return  # its SIGCHLD may have been read already
         self._signals.settimeout(max(timeout_s, 0.001))
         try:
             numbers = self._signals.recv(64)

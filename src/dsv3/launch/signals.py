@@ -14,9 +14,9 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 def signals_as_bytes() -> Iterator[socket.socket]:
     """A socket on which the number of each signal arrives, whichever thread the kernel chose.
 
-    A process that was started with these signals blocked gets those that waited, and blocks them
-    again at the end: none is lost, none kills it. Libraries (tokenizers, BLAS) leave threads behind that may be given a signal; a handler alone
-    would then not wake the main thread.
+    Libraries (tokenizers, BLAS) leave threads behind that may be given a signal; a handler alone
+    would then not wake the main thread. A process that was started with these signals blocked gets
+    those that waited, and blocks them again at the end: none is lost, none kills it.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)

@@ -7,7 +7,6 @@ off the run directories: another process, or another sweep, may be training any 
 import os
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -230,6 +229,8 @@ class Runner:
 
     def _listen(self, signals: socket.socket) -> None:
         """Sleep until a child ends, a signal comes, or it is time to look at files again."""
+        if any(child.process.poll() is not None for child in self._running):
+            return  # its SIGCHLD may have been read already, when others were started
         others = POLL_S if self._pending and len(self._running) < self._slots.count else None
         periods = [period for period in (others, self._watcher.refresh_s or None) if period]
         signals.settimeout(min(periods, default=None))

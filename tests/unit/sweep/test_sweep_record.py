@@ -134,7 +134,7 @@ def test_a_sweep_is_found_by_path_id_beginning_and_recipe(tmp_path: Path) -> Non
     assert found("table5") == new, "the newest of the recipe"
     assert found(old.id[:-2]) == old
     assert found("table4-") == other
-    with pytest.raises(ConfigError, match="several sweeps begin so: .*write more"):
+    with pytest.raises(ConfigError, match=r"several sweeps begin so: .*write more"):
         found("tab")
     with pytest.raises(ConfigError, match=f"no such sweep in {root}; did you mean {old.id}"):
         found(f"{old.id[:-1]}_")

@@ -2,13 +2,20 @@
 
 import json
 import os
+import pty
 import re
+import select
 import signal
+import sys
+import time
 
 import pytest
 
 from dsv3.runs.directory import Status
 from faults.sweep_of_stubs import (
+    DSV3,
+    HANG_S,
+    HERE,
     Home,
     events,
     require_trained_once,
@@ -204,3 +211,35 @@ def test_a_run_whose_directory_is_gone_is_composed_again(home):
     require_trained_once(home, 2)
     assert lost.exists()
     assert len(events(home.runs[0], "started")) == 1
+
+
+def test_ctrl_c_in_a_terminal(home):
+    """The terminal sends it to the sweep, the launchers and the ranks; two runs share a table."""
+    home.environment["STUB_STEP_S"] = "0.05"
+    words = home.words("seed=1,2,3", "launcher.parallel=2")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(home.path)
+        path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+        os.environ.update(home.environment, PYTHONPATH=path, TERM="xterm")
+        os.execv(sys.executable, [sys.executable, "-c", DSV3, "train", "-m", *words])
+    shown, sent, deadline = b"", False, time.monotonic() + HANG_S
+    while True:
+        assert time.monotonic() < deadline, shown.decode()
+        try:
+            if select.select([terminal], [], [], 0.05)[0]:
+                shown += os.read(terminal, 1 << 16)
+        except OSError:  # what a terminal says at its end
+            break
+        if not sent and sum(len(steps(run)) > 2 for run in home.runs) == 2:
+            os.write(terminal, b"\x03")
+            sent = True
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, shown.decode()
+    assert b"Traceback" not in shown
+    assert b"0 of 3 done, 1 new, 2 running" in shown
+    assert b"asked to stop: 2 runs save and end" in shown
+    stopped = [run for run in home.runs if steps(run)]
+    assert len(stopped) == 2
+    for run in stopped:
+        assert (run.checkpoints / f"step-{steps(run)[-1]}").is_dir()
+        assert run.status() is Status.STOPPED

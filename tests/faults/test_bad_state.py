@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 
 from dsv3 import cli, files
 from dsv3.commands import train as train_verb
-from dsv3.runs.lock import RunLock
 from dsv3.train import loop
 from faults.small_run import launch_here, metrics, overrides, tensors, write_text
 
@@ -192,7 +190,7 @@ def test_a_finished_run_is_told_from_storage_that_is_read_only(whole, text, ask,
     def refused(run_root):
         raise AssertionError(run_root)
 
-    monkeypatch.setattr(train_verb, "check_run_root", refused)
+    monkeypatch.setattr("dsv3.commands.preparing.check_run_root", refused)
     monkeypatch.setattr("dsv3.runs.directory.check_run_root", refused)
     code, err, out = ask(*words(text, whole.parent))
     assert (code, err) == (0, "")
@@ -351,88 +349,6 @@ def test_a_failure_that_cannot_be_written_down_is_told_all_the_same(
     assert code == 5
     assert "FAILED: no space left on device" in err
     assert "error[numeric]: step 1: master/model." in err
-
-
-# Sweeps -------------------------------------------------------------------------------------------
-
-ARMS = ("balance=none,aux_free", "seed=1,2")
-
-
-def test_a_sweep_trains_each_arm_once(text, tmp_path, ask, launches):
-    sweep = [*words(text, tmp_path), *ARMS]
-    code, err, out = ask(*sweep, flags=["-m", "--json"])
-    assert (code, err) == (0, "")
-    runs = json.loads(out)["runs"]
-    assert [(run["arm"], run["seed"]) for run in runs] == [
-        (f"balance={balance}", seed) for balance in ("none", "aux_free") for seed in (1, 2)
-    ]
-    assert {Path(run["directory"]) for run in runs} == set(tmp_path.iterdir()) == set(launches)
-    assert len(launches) == 4
-    before = contents(tmp_path)
-    code, _, out = ask(*sweep, flags=["-m"])
-    assert code == 0
-    assert out.count("done before") == 4
-    assert len(launches) == 4
-    assert contents(tmp_path) == before
-
-
-def test_the_other_arms_of_a_failed_one_are_trained(text, tmp_path, ask):
-    sweep = [*words(text, tmp_path), "schedule.lr=1e30,1e-3"]
-    code, err, out = ask(*sweep, flags=["-m"])
-    assert code == 7
-    assert "error[numeric]: step 2: " in err
-    assert [line.split()[2] for line in out.splitlines() if "schedule.lr=" in line] == [
-        "failed",
-        "done",
-    ]
-    code, err, out = ask(*sweep, flags=["-m"])
-    assert code == 7
-    assert "failed before" in out
-    assert "error[numeric]: step 2: " in err
-
-
-def test_an_interrupted_arm_ends_the_sweep(text, tmp_path, ask, launches, monkeypatch):
-    real = loop._micro_batches
-
-    def batches(trainer, coeff):
-        if len(launches) == 2 and trainer.position.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return real(trainer, coeff)
-
-    monkeypatch.setattr(loop, "_micro_batches", batches)
-    code, err, _ = ask(*words(text, tmp_path), *ARMS, flags=["-m"])
-    assert code == 130
-    assert "SIGINT: saved at step 3; ask for the same run again to go on" in err
-    assert len(launches) == 2
-
-
-def test_a_sweep_waits_for_who_was_quicker(whole, text, tmp_path, ask, launches, monkeypatch):
-    """The other process takes the lock after this one has looked, and finishes the run."""
-    monkeypatch.setattr(train_verb, "POLL_S", 0.01)
-    rank = train_verb.launch
-    threads = []
-
-    def overtaken(run_dir, config, **options):
-        taken = threading.Event()
-
-        def other():
-            with RunLock(run_dir / "lock"):
-                taken.set()
-                time.sleep(1.0)
-                shutil.copy(whole / "DONE", run_dir)
-
-        threads.append(threading.Thread(target=other))
-        threads[-1].start()
-        taken.wait()
-        return rank(run_dir, config, **options)
-
-    monkeypatch.setattr(train_verb, "launch", overtaken)
-    code, err, out = ask(*words(text, tmp_path), "seed=1", flags=["-m"])
-    threads[0].join()
-    assert code == 0, err
-    assert "waiting for another process that trains" in err
-    assert "(it was done already; nothing was trained)" in out
-    assert len(launches) == 1
 
 
 # Signals outside of training ----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from dsv3 import cli
+from dsv3.commands import calling
 from faults.small_run import metrics, overrides, tensors
 
 STEPS, EVERY, EVALUATED_EVERY = 12, 4, 6
@@ -214,5 +215,5 @@ def test_a_reader_that_goes_away_is_no_error(whole, text, verb):
     os.close(writer)
     assert "Traceback" not in ended.stderr
     assert "BrokenPipe" not in ended.stderr
-    assert ended.returncode == cli.BROKEN_PIPE, ended.stderr
+    assert ended.returncode == calling.BROKEN_PIPE, ended.stderr
     assert json.loads((whole / "DONE").read_text())["steps"] == STEPS

@@ -43,8 +43,8 @@ health.largest_skips health.largest_rollbacks
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
-run.timeline_step
+run_root sweep_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout
+run.digests run.timeline_step
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.pipeline_schedule parallelism.zero_stage
 schedule.micro_batch_size
@@ -57,7 +57,8 @@ health.replica_check_steps
 checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.group tracking.name tracking.tags tracking.mode
 tracking.every_steps
-launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile
+launcher.kind launcher.device launcher.threads_per_rank launcher.parallel launcher.keep_memory
+launcher.compile
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 

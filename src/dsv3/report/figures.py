@@ -1,0 +1,220 @@
+"""Curves of the arms as SVG: one plot with direct labels, or a small plot for each of many arms."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsv3 import picture
+from dsv3.plan.quantities import count
+from dsv3.report.blocks import Figure
+from dsv3.report.curves import Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from dsv3.picture import Figure as Drawing
+
+MOST_IN_ONE_PLOT = 8
+WIDTH, HEIGHT = 7.4, 3.7
+COLUMNS, PANEL_HEIGHT = 4, 1.25
+WARM_UP = 0.05
+"""Share of the tokens whose values do not set the frame: where every loss falls from ln(vocabulary)."""
+LONGEST_NAME = 24
+
+# Colour is one of three marks: dashes and markers tell series apart without it.
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
+_MARKERS = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What is said about a figure; `level` is a height to mark, with what to call it."""
+
+    name: str
+    title: str
+    caption: str
+    y_label: str
+    digits: int
+    level: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Mark:
+    colour: str
+    dashes: Any
+    marker: str
+    width: float = 1.6
+
+
+def curves(plot: Plot, lines: Sequence[Line], baseline: str) -> Figure | None:
+    """A line with a band for each arm over tokens; None if there is nothing to draw."""
+    if not lines:
+        return None
+    from matplotlib.figure import Figure as Canvas
+
+    marks = _marks([line.arm for line in lines], baseline)
+    description = _in_words(plot, lines)
+    with picture.drawing():
+        if len(lines) <= MOST_IN_ONE_PLOT:
+            canvas = Canvas(figsize=(WIDTH, HEIGHT))
+            _one_plot(canvas, plot, lines, marks)
+        else:
+            rows = math.ceil(len(lines) / COLUMNS)
+            canvas = Canvas(figsize=(WIDTH, PANEL_HEIGHT * rows + 0.75))
+            _small_plots(canvas, plot, lines, marks, baseline)
+        svg = picture.svg(canvas, plot.name, plot.title, description)
+    return Figure(plot.name, plot.caption, description, svg)
+
+
+def _marks(arms: Sequence[str], baseline: str) -> dict[str, _Mark]:
+    """The baseline is plain ink; the others differ in colour, dashes and marker."""
+    marks = {baseline: _Mark(picture.INK, "-", "", 2.0)}
+    for number, arm in enumerate(arm for arm in arms if arm != baseline):
+        marks[arm] = _Mark(
+            picture.SERIES[number % len(picture.SERIES)],
+            _DASHES[number % len(_DASHES)],
+            _MARKERS[number % len(_MARKERS)],
+        )
+    return marks
+
+
+def _one_plot(
+    canvas: "Drawing", plot: Plot, lines: Sequence[Line], marks: dict[str, _Mark]
+) -> None:
+    ax = canvas.add_axes((0.68 / WIDTH, 0.48 / HEIGHT, 4.75 / WIDTH, (HEIGHT - 0.62) / HEIGHT))
+    for line in lines:
+        _draw(ax, line, marks[line.arm])
+    _frame(ax, plot, lines)
+    ax.set_xlabel("tokens seen")
+    ax.set_ylabel(plot.y_label)
+    low, high = ax.get_ylim()
+    ends = [float(np.clip(line.mean[-1], low, high)) for line in lines]
+    gap = (high - low) * 0.17 / (HEIGHT - 0.62)
+    right = ax.get_xlim()[1]
+    for line, end, at in zip(lines, ends, spread(ends, gap, low, high), strict=True):
+        mark = marks[line.arm]
+        beyond = [line.tokens[-1], right * 1.035, right * 1.06]
+        leader = {"color": mark.colour, "linewidth": 0.8, "clip_on": False}
+        ax.plot(beyond, [end, at, at], marker=mark.marker, markevery=[2], markersize=4, **leader)
+        ax.text(right * 1.085, at, picture.plain(line.arm, LONGEST_NAME), va="center", fontsize=9)
+    ax.set_xlim(0, right)
+    ax.set_ylim(low, high)
+
+
+def _small_plots(
+    canvas: "Drawing",
+    plot: Plot,
+    lines: Sequence[Line],
+    marks: dict[str, _Mark],
+    baseline: str,
+) -> None:
+    """A panel for each arm on common axes, the baseline in each."""
+    rows = math.ceil(len(lines) / COLUMNS)
+    axes = canvas.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    height = PANEL_HEIGHT * rows + 0.75
+    canvas.subplots_adjust(
+        left=0.68 / WIDTH,
+        right=1 - 0.1 / WIDTH,
+        top=1 - 0.3 / height,
+        bottom=0.48 / height,
+        wspace=0.12,
+        hspace=0.42,
+    )
+    reference = [line for line in lines if line.arm == baseline]
+    mark = _Mark(picture.SERIES[0], "-", "")
+    for number, (ax, line) in enumerate(zip(axes, lines, strict=False)):
+        for behind in reference:
+            ax.plot(behind.tokens, behind.mean, color=picture.QUIET, linewidth=1, linestyle=":")
+        _draw(ax, line, marks[baseline] if line.arm == baseline else mark)
+        ax.set_title(picture.plain(line.arm, LONGEST_NAME), loc="left", fontsize=8.5, pad=3)
+        _frame(ax, plot, lines, ticks=3)
+        ax.tick_params(labelsize=8, labelbottom=number + COLUMNS >= len(lines))
+    for ax in axes[len(lines) :]:
+        ax.set_visible(False)
+    canvas.supxlabel("tokens seen", fontsize=10, y=0.06 / height, va="bottom")
+    canvas.supylabel(plot.y_label, fontsize=10, x=0.05 / WIDTH)
+
+
+def _draw(ax: "Axes", line: Line, mark: _Mark) -> None:
+    if line.low is not None and line.high is not None:
+        ax.fill_between(line.tokens, line.low, line.high, color=mark.colour, alpha=0.15, linewidth=0)
+    ax.plot(
+        line.tokens,
+        line.mean,
+        color=mark.colour,
+        linestyle=mark.dashes,
+        linewidth=mark.width,
+        marker=mark.marker,
+        markersize=4,
+        markevery=max(len(line.mean) // 6, 1),
+    )
+
+
+def _frame(ax: "Axes", plot: Plot, lines: Sequence[Line], *, ticks: int = 5) -> None:
+    end = max(float(line.tokens[-1]) for line in lines)
+    ax.set_xlim(0, end)
+    ax.set_ylim(*_limits(lines, end, plot.level))
+    places = np.linspace(0, end, ticks)
+    ax.set_xticks(places, [count(place, 3) for place in places])
+    ax.grid(axis="y")
+    if plot.level is not None:
+        height, what = plot.level
+        ax.axhline(height, color=picture.QUIET, linewidth=1, linestyle=(0, (4, 2)))
+        if what and ticks > 3:
+            ax.annotate(
+                what,
+                (0.01 * end, height),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=picture.QUIET,
+            )
+
+
+def _limits(
+    lines: Sequence[Line], end: float, level: tuple[float, str] | None
+) -> tuple[float, float]:
+    """From the smallest to the largest value behind the warm-up, bands included, with some air."""
+    values = [] if level is None else [level[0]]
+    for line in lines:
+        late = line.tokens >= WARM_UP * end
+        late = late if late.any() else np.ones_like(late)
+        for each in (line.mean, line.low, line.high):
+            if each is not None:
+                values += [float(each[late].min()), float(each[late].max())]
+    low, high = min(values), max(values)
+    air = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - air, high + air
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near the wanted ones that are `gap` apart, in the same order, within bounds if they fit.
+
+    Neighbours that would overlap share their mean (isotonic regression by pooling).
+    """
+    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
+    pools: list[list[float]] = []  # [sum of wanted - own offset, members]
+    for rank, number in enumerate(order):
+        pools.append([wanted[number] - rank * gap, 1])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+            total, members = pools.pop()
+            pools[-1][0] += total
+            pools[-1][1] += members
+    bases = [total / members for total, members in pools for _ in range(int(members))]
+    most = max(high - gap * (len(wanted) - 1), low)
+    places = [0.0] * len(wanted)
+    for rank, number in enumerate(order):
+        places[number] = min(max(bases[rank], low), most) + rank * gap
+    return places
+
+
+def _in_words(plot: Plot, lines: Sequence[Line]) -> str:
+    """Where the curves end."""
+    ends = sorted((float(line.mean[-1]), picture.plain(line.arm)) for line in lines)
+    shown = ends if len(ends) <= MOST_IN_ONE_PLOT else [ends[0], ends[-1]]
+    said = ", ".join(f"{arm} {value:.{plot.digits}f}" for value, arm in shown)
+    which = "" if len(shown) == len(ends) else f" {len(ends)} arms, lowest and highest:"
+    return f"{plot.title}. At the end:{which} {said}."

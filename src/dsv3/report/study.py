@@ -23,7 +23,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class ExpertLoad:
-    """Load over the even load of the last evaluation: `relative_DLE` [domains, layers, experts]."""
+    """Load over the even load of the last evaluation: `relative_DLE` [domains, layers, experts].
+
+    Layers are named by their number in the model.
+    """
 
     domains: tuple[str, ...]
     layers: tuple[str, ...]
@@ -34,9 +37,12 @@ class ExpertLoad:
 class StudyRun:
     """One run of a study. `result` and `expert_load` are None until it is done.
 
-    `status` is `dsv3.runs.directory.Status` or `missing`; `failure` what FAILED says; `evaluations`
-    the evaluation lines; `start` the hashes its ranks wrote of initial weights and data order.
-    `cost_s` is the wall time of its steps, on `devices` GPUs or CPU cores.
+    `status` is `dsv3.runs.directory.Status`, or `missing` (no directory) or `damaged` (`problems`
+    says which file); `failure` what FAILED says; `evaluations` the evaluation lines; `start` the
+    hashes its ranks wrote of initial weights and data order. `attempts` has the provenance of every
+    start of the ranks, `provenance` that of the first. `cost_s` is the wall time of the steps that
+    count, on `devices` of `device_kind`: "GPU" or "CPU core". What could not be read and is not
+    needed for the rest is None, and in `problems`.
     """
 
     id: str
@@ -55,6 +61,13 @@ class StudyRun:
     cost_s: float | None
     devices: int
     device_kind: str
+    attempts: tuple[Mapping[str, Any], ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its result."""
+        return self.result is not None
 
 
 @dataclass(frozen=True)

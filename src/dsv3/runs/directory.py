@@ -5,6 +5,7 @@ overrides.yaml    what the user wrote
 provenance.json   code, machine, layout and data of the first start
 source-*.diff     uncommitted changes of the code, by content
 configs/*.yaml    configurations of later starts (another layout, say), by content
+start.json        hashes of initial weights and data order, written before the first step
 attempts.jsonl    one line per start of the ranks: provenance, and what differs from config.yaml
 metrics.jsonl     one line per step and evaluation
 digests.jsonl     with run.digests: hashes of every step, and of the final state
@@ -94,6 +95,7 @@ class RunDirectory:
         self.provenance_path = path / "provenance.json"
         self.configs = path / "configs"
         self.attempts_path = path / "attempts.jsonl"
+        self.start_path = path / "start.json"
         self.metrics_path = path / "metrics.jsonl"
         self.digests_path = path / "digests.jsonl"
         self.events_path = path / "events.jsonl"

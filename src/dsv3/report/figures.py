@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from dsv3.picture import Figure as Drawing
 
 MOST_IN_ONE_PLOT = 8
-WIDTH, HEIGHT = 7.4, 3.7
+WIDTH, HEIGHT, PLOT_HEIGHT = 7.4, 3.8, 3.0
 COLUMNS, PANEL_HEIGHT = 4, 1.25
-WARM_UP = 0.05
+WARM_UP = 0.15
 """Share of the tokens whose values do not set the frame: where every loss falls from ln(vocabulary)."""
 LONGEST_NAME = 24
 
@@ -63,7 +63,7 @@ def curves(plot: Plot, lines: Sequence[Line], baseline: str) -> Figure | None:
             _one_plot(canvas, plot, lines, marks)
         else:
             rows = math.ceil(len(lines) / COLUMNS)
-            canvas = Canvas(figsize=(WIDTH, PANEL_HEIGHT * rows + 0.75))
+            canvas = Canvas(figsize=(WIDTH, _height_of(rows)))
             _small_plots(canvas, plot, lines, marks, baseline)
         svg = picture.svg(canvas, plot.name, plot.title, description)
     return Figure(plot.name, plot.caption, description, svg)
@@ -84,15 +84,15 @@ def _marks(arms: Sequence[str], baseline: str) -> dict[str, _Mark]:
 def _one_plot(
     canvas: "Drawing", plot: Plot, lines: Sequence[Line], marks: dict[str, _Mark]
 ) -> None:
-    ax = canvas.add_axes((0.68 / WIDTH, 0.48 / HEIGHT, 4.75 / WIDTH, (HEIGHT - 0.62) / HEIGHT))
+    ax = canvas.add_axes((0.68 / WIDTH, 0.48 / HEIGHT, 4.75 / WIDTH, PLOT_HEIGHT / HEIGHT))
     for line in lines:
         _draw(ax, line, marks[line.arm])
     _frame(ax, plot, lines)
     ax.set_xlabel("tokens seen")
-    ax.set_ylabel(plot.y_label)
+    ax.set_title(plot.y_label, loc="left", fontsize=9, color=picture.QUIET)
     low, high = ax.get_ylim()
     ends = [float(np.clip(line.mean[-1], low, high)) for line in lines]
-    gap = (high - low) * 0.17 / (HEIGHT - 0.62)
+    gap = (high - low) * 0.17 / PLOT_HEIGHT
     right = ax.get_xlim()[1]
     for line, end, at in zip(lines, ends, spread(ends, gap, low, high), strict=True):
         mark = marks[line.arm]
@@ -113,12 +113,12 @@ def _small_plots(
 ) -> None:
     """A panel for each arm on common axes, the baseline in each."""
     rows = math.ceil(len(lines) / COLUMNS)
+    height = _height_of(rows)
     axes = canvas.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
-    height = PANEL_HEIGHT * rows + 0.75
     canvas.subplots_adjust(
         left=0.68 / WIDTH,
         right=1 - 0.1 / WIDTH,
-        top=1 - 0.3 / height,
+        top=1 - 0.55 / height,
         bottom=0.48 / height,
         wspace=0.12,
         hspace=0.42,
@@ -130,12 +130,18 @@ def _small_plots(
             ax.plot(behind.tokens, behind.mean, color=picture.QUIET, linewidth=1, linestyle=":")
         _draw(ax, line, marks[baseline] if line.arm == baseline else mark)
         ax.set_title(picture.plain(line.arm, LONGEST_NAME), loc="left", fontsize=8.5, pad=3)
-        _frame(ax, plot, lines, ticks=3)
+        _frame(ax, plot, lines, ticks=2)
         ax.tick_params(labelsize=8, labelbottom=number + COLUMNS >= len(lines))
     for ax in axes[len(lines) :]:
         ax.set_visible(False)
-    canvas.supxlabel("tokens seen", fontsize=10, y=0.06 / height, va="bottom")
-    canvas.supylabel(plot.y_label, fontsize=10, x=0.05 / WIDTH)
+    canvas.text(0.5, 0.06 / height, "tokens seen", ha="center", va="bottom")
+    shown = f"; dotted: {picture.plain(baseline, LONGEST_NAME)}" if reference else ""
+    top = {"x": 0.1 / WIDTH, "y": 1 - 0.08 / height, "ha": "left", "va": "top"}
+    canvas.text(s=f"{plot.y_label}{shown}", fontsize=9, color=picture.QUIET, **top)
+
+
+def _height_of(rows: int) -> float:
+    return PANEL_HEIGHT * rows + 1.0
 
 
 def _draw(ax: "Axes", line: Line, mark: _Mark) -> None:
@@ -154,11 +160,13 @@ def _draw(ax: "Axes", line: Line, mark: _Mark) -> None:
 
 
 def _frame(ax: "Axes", plot: Plot, lines: Sequence[Line], *, ticks: int = 5) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     end = max(float(line.tokens[-1]) for line in lines)
     ax.set_xlim(0, end)
     ax.set_ylim(*_limits(lines, end, plot.level))
-    places = np.linspace(0, end, ticks)
-    ax.set_xticks(places, [count(place, 3) for place in places])
+    ax.xaxis.set_major_locator(MaxNLocator(ticks))
+    ax.xaxis.set_major_formatter(lambda tokens, _: count(tokens, 3))
     ax.grid(axis="y")
     if plot.level is not None:
         height, what = plot.level

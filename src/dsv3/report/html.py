@@ -1,0 +1,41 @@
+"""The report as one HTML file: no script, nothing from elsewhere, light and dark."""
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dsv3 import picture
+from dsv3.report.blocks import Block, Page
+from dsv3.report.page import contents
+
+
+def html(page: Page) -> str:
+    """The whole page; the same text for the same page. Everything in it is escaped but our SVG."""
+    environment = Environment(
+        loader=PackageLoader("dsv3.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["plain"] = picture.plain
+    environment.filters["named"] = _named
+    environment.tests["of_kind"] = _of_kind
+    template = environment.get_template("report.html.j2")
+    drawings = {figure.name: Markup(figure.svg) for figure in page.figures()}  # noqa: S704 - ours
+    return template.render(
+        page=page,
+        contents=contents(page.sections),
+        drawings=drawings,
+        variables=Markup(picture.variables()),
+    )
+
+
+def _of_kind(block: Block, kind: str) -> bool:
+    return type(block).__name__ == kind
+
+
+def _named(item: str) -> tuple[str, str]:
+    """Name and text of `name: text`. Names may hold colons: the name ends before a blank."""
+    name, colon, text = item.partition(": ")
+    return (name, text) if colon else ("", item)

@@ -38,7 +38,7 @@ def not_comparable_because(
     if not _alike(tokens, scale.tokens):
         reasons.append(f"{_short(tokens)} tokens here, {_short(scale.tokens)} there")
     ours = "installed text" if config.data.source == "installed_text" else "the text in data.path"
-    reasons.append(f"trained on {ours} here, on {TRAINED_ON}, there")
+    reasons.append(f"trained on {ours} here, there on {TRAINED_ON}")
     if row is not None and row.set is not None:
         reasons.append(f"measured on held-out text of it here, on {row.set} there")
     if config.model.name == scale.model:  # elsewhere it is the least of the reasons

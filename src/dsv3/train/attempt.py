@@ -30,6 +30,7 @@ from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
 from dsv3.train.stages import PipelinedModel, build_pipeline
+from dsv3.train.start_hashes import write_start
 from dsv3.train.timeline import Recorder
 
 
@@ -98,6 +99,10 @@ def _train(
     if position.step > 0:
         reporter.note(f"going on from {checkpoints.newest()}")
     length = config.schedule.sequence_length
+    samples = TrainingSamples(prepared, length, config.seed)
+    if position.step == 0:
+        fingerprint = prepared.fingerprint
+        write_start(run, config, engine, samples, ranks, data_fingerprint=fingerprint)
     held_out = validation_samples(prepared, length, config.evaluation.sequences)
     layers = ModelLayers.of_model(model, device, ranks)
     digests = Digests()
@@ -113,7 +118,7 @@ def _train(
         model=model if pipeline is None else PipelinedModel(model, pipeline),
         layers=layers,
         engine=engine,
-        samples=TrainingSamples(prepared, length, config.seed),
+        samples=samples,
         validation=held_out,
         checkpoints=checkpoints,
         reporter=reporter,

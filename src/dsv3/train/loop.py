@@ -31,6 +31,7 @@ from dsv3.train.position import Position
 from dsv3.train.ranks import Ranks
 from dsv3.train.refusal import refuse, without_update
 from dsv3.train.reporter import Record, Reports
+from dsv3.train.shares import micro_batch_ranges
 from dsv3.train.signals import StopRequest, stopped_by_signal
 from dsv3.train.stages import PipelinedModel
 from dsv3.train.timeline import Recorder
@@ -195,15 +196,10 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
 def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor, ...]]:
     """The next global batch in micro batches of this rank: input ids, labels, lambda."""
     coeff = torch.tensor(mtp_loss_coeff, device=trainer.device)
-    schedule, position = trainer.config.schedule, trainer.position
     place = trainer.ranks.place
-    share = schedule.batch_size_at(position.tokens) // len(place.data_ranks)
-    layout = trainer.config.parallelism
-    size = schedule.micro_batch_size_of(share, at_least=layout.fewest_micro_batches)
-    begin = position.samples + place.data_rank * share
     batches: list[tuple[Tensor, ...]] = []
-    for first in range(begin, begin + share, size):
-        ids_BS, labels_BS = read_batch(trainer.samples, first, size)
+    for samples in micro_batch_ranges(trainer.config, place, trainer.position):
+        ids_BS, labels_BS = read_batch(trainer.samples, samples.start, len(samples))
         batches.append((ids_BS.to(trainer.device), labels_BS.to(trainer.device), coeff))
     return batches
 

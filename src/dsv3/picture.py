@@ -146,6 +146,7 @@ def _name_for_readers(root: ET.Element, name: str, title: str, description: str)
     root.set("aria-labelledby", " ".join(f"{name}-{tag}" for tag in texts))
     root.set("font-family", FONTS)
     root.set("stroke-linejoin", "round")
+    root.set("style", f"fill:{INK}")  # of text, unless it says otherwise
 
 
 def _prune(root: ET.Element, name: str) -> None:
@@ -178,6 +179,8 @@ def _restyle(element: ET.Element) -> None:
     style = element.get("style")
     if style is not None:
         declarations = [part.strip() for part in style.split(";") if part.strip()]
+        if element.tag == f"{{{SVG}}}text":
+            declarations = [part for part in declarations if part != f"fill: {INK}"]
         element.set("style", ";".join(filter(None, map(_declaration, declarations))))
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]

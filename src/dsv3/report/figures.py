@@ -114,7 +114,7 @@ def _small_plots(
     """A panel for each arm on common axes, the baseline in each."""
     rows = math.ceil(len(lines) / COLUMNS)
     height = _height_of(rows)
-    axes = canvas.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    axes = canvas.subplots(rows, COLUMNS, squeeze=False).ravel()
     canvas.subplots_adjust(
         left=0.68 / WIDTH,
         right=1 - 0.1 / WIDTH,
@@ -131,7 +131,9 @@ def _small_plots(
         _draw(ax, line, marks[baseline] if line.arm == baseline else mark)
         ax.set_title(picture.plain(line.arm, LONGEST_NAME), loc="left", fontsize=8.5, pad=3)
         _frame(ax, plot, lines, ticks=2)
-        ax.tick_params(labelsize=8, labelbottom=number + COLUMNS >= len(lines))
+        in_sight = {"left": number % COLUMNS == 0, "bottom": number + COLUMNS >= len(lines)}
+        labels = {f"label{side}": shown for side, shown in in_sight.items()}
+        ax.tick_params(labelsize=8, **in_sight, **labels)
     for ax in axes[len(lines) :]:
         ax.set_visible(False)
     canvas.text(0.5, 0.06 / height, "tokens seen", ha="center", va="bottom")
@@ -165,8 +167,8 @@ def _frame(ax: "Axes", plot: Plot, lines: Sequence[Line], *, ticks: int = 5) -> 
     end = max(float(line.tokens[-1]) for line in lines)
     ax.set_xlim(0, end)
     ax.set_ylim(*_limits(lines, end, plot.level))
-    ax.xaxis.set_major_locator(MaxNLocator(ticks))
-    ax.xaxis.set_major_formatter(lambda tokens, _: count(tokens, 3))
+    places = [place for place in MaxNLocator(ticks).tick_values(0, end) if 0 <= place <= end]
+    ax.set_xticks(places, [count(place, 3) for place in places])
     ax.grid(axis="y")
     if plot.level is not None:
         height, what = plot.level

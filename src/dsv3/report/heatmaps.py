@@ -25,7 +25,7 @@ FULL_LOAD = 10.0
 COLOUR = (0.83, 0.31, 0.12)
 PRINTED_FROM, MOST_EXPERTS_PRINTED = 2.0, 20
 WIDTH, LEFT, RIGHT = 7.4, 1.2, 1.25
-ROW, SMALL_ROW, BETWEEN, FOOT = 0.2, 0.08, 0.4, 0.85
+ROW, SMALL_ROW, BETWEEN, FOOT = 0.2, 0.08, 0.3, 0.85
 LONGEST_DOMAIN = 18
 
 
@@ -87,42 +87,60 @@ def _draw(
     with picture.drawing():
         canvas = Canvas(figsize=(WIDTH, height))
         top = height
-        for part, tall in zip(parts, heights, strict=True):
+        for number, (part, tall) in enumerate(zip(parts, heights, strict=True), start=1):
             top -= BETWEEN + tall
             box = (LEFT / WIDTH, top / height, (WIDTH - LEFT - RIGHT) / WIDTH, tall / height)
-            _strip(canvas.add_axes(box), part, group)
+            _strip(canvas.add_axes(box), part, group, numbered=number == len(parts))
         _scale(canvas, height)
         return picture.svg(canvas, name, title, description)
 
 
-def _strip(ax: "Axes", part: _Strip, group: int) -> None:
+def _strip(ax: "Axes", part: _Strip, group: int, *, numbered: bool) -> None:
+    """One image with its labels; plain text is a tenth of what matplotlib's ticks take."""
     rows, experts = part.load_RE.shape
+    left, right, bottom = -0.5, experts - 0.5, rows - 0.5
     ax.imshow(
         _coloured(part.load_RE),
         interpolation="none",
         aspect="auto",
-        extent=(-0.5, experts - 0.5, rows - 0.5, -0.5),
+        extent=(left, right, bottom, -0.5),
     )
+    _bare(ax)
     ax.set_title(part.title, loc="left", fontsize=9, pad=3)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(True)
-    for line in range(group, rows, group):
-        ax.axhline(line - 0.5, color=picture.RULE, linewidth=0.6)
-    labelled = [(at, label) for at, label in enumerate(part.labels) if label]
-    names = [picture.plain(label, LONGEST_DOMAIN) for _, label in labelled]
-    ax.set_yticks([at for at, _ in labelled], names, fontsize=8)
-    every = max(round(experts / 16), 1)
-    ax.set_xticks(range(0, experts, every))
-    ax.tick_params(length=0, labelsize=7.5, pad=2)
-    for at, _ in labelled:
+    ax.hlines(
+        np.arange(group, rows, group) - 0.5, left, right, color=picture.RULE, linewidth=0.6
+    )
+    for at, label in enumerate(part.labels):
+        if not label:
+            continue
         block_RE = part.load_RE[at - at % group : at - at % group + group]
         most, expert = float(block_RE.max()), int(block_RE.max(0).argmax())
         said = f"largest {most:.1f}, expert {expert}"
-        ax.text(experts - 0.5 + 0.012 * experts, at, said, va="center", fontsize=7.5)
+        name = picture.plain(label, LONGEST_DOMAIN)
+        ax.text(left - 0.01 * experts, at, name, ha="right", va="center", fontsize=8)
+        ax.text(right + 0.012 * experts, at, said, va="center", fontsize=7.5)
     if experts <= MOST_EXPERTS_PRINTED and group == 1:
         for at, expert in np.argwhere(part.load_RE >= PRINTED_FROM):
             value = f"{part.load_RE[at, expert]:.1f}"
             ax.text(expert, at, value, ha="center", va="center", fontsize=7)
+    for expert in range(0, experts, max(round(experts / 16), 1)) if numbered else ():
+        ax.annotate(
+            str(expert),
+            (expert, bottom),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7.5,
+        )
+
+
+def _bare(ax: "Axes") -> None:
+    """A frame without ticks."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(True)
 
 
 def _coloured(load_RE: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -140,13 +158,12 @@ def _scale(canvas: "Drawing", height: float) -> None:
     ax.imshow(
         _coloured(ramp), interpolation="none", aspect="auto", extent=(0, FULL_LOAD, 0, 1)
     )
-    ax.set_yticks([])
-    ax.set_xticks([0, 1, 2, 4, 6, 8, 10], ["0", "1", "2", "4", "6", "8", "10 or more"])
-    ax.tick_params(length=2, labelsize=7.5, pad=2)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(True)
+    _bare(ax)
+    for load in (0, 1, 2, 4, 6, 8, 10):
+        text = "10 or more" if load == FULL_LOAD else str(load)
+        ax.text(load, -0.25, text, ha="left" if load == FULL_LOAD else "center", va="top", fontsize=7.5)
     said = "load over the even load; columns are experts"
-    ax.text(FULL_LOAD * 1.22, 0.5, said, va="center", fontsize=8, color=picture.QUIET)
+    ax.text(FULL_LOAD * 1.3, 0.5, said, va="center", fontsize=8, color=picture.QUIET)
 
 
 def _in_words(load: ExpertLoad, chosen: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from dsv3.config.diff import differences
 from dsv3.config.root import RunConfig
+from dsv3.plan.quantities import plural
 from dsv3.report.blocks import Table
 from dsv3.report.comparable import column_for, not_comparable_because, scale_for
 from dsv3.report.metrics import METRICS
@@ -22,8 +23,8 @@ from dsv3.report.wording import (
     number,
 )
 
-MOST_COLUMNS = 6
-"""Arms that still are columns; more of them are rows."""
+MOST_COLUMNS, WIDE = 6, 150
+"""Arms that still are columns, more of them are rows; and the columns of text that takes."""
 OF_A_RUN = ("seed", "run_root")
 """Keys in which arms do not differ as arms."""
 
@@ -60,7 +61,12 @@ def results(judgement: Judgement) -> Table:
         for findings in every
         for arm in arms
     }
-    caption = f"Mean {PLUS_MINUS} standard deviation over seeds (number of seeds)"
+    cells[judgement.baseline, "relative_loss_error"] = NOTHING  # to itself
+    seeds = max(len(figures.values) for figures in judgement.deciding.arms)
+    caption = (
+        f"Mean {PLUS_MINUS} standard deviation over {plural(seeds, 'seed')}, "
+        "or over as many as the number behind it says"
+    )
     if len(arms) <= MOST_COLUMNS:
         rows = [(label(f.info), *(cells[arm, f.info.name] for arm in arms)) for f in every]
         return Table("results", caption, ("figure", *arms), tuple(rows))

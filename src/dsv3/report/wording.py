@@ -7,7 +7,7 @@ from dsv3.report.verdicts import ArmFigures, Judgement
 from dsv3.sweep.statistics import Comparison, Interval
 
 NOTHING = "-"
-PLUS_MINUS = "\u00b1"
+PLUS_MINUS, NO_BREAK = "\u00b1", "\u00a0"
 MOST_LISTED = 4
 
 
@@ -23,12 +23,13 @@ def number(value: float | None, digits: int, *, signed: bool = False) -> str:
 
 
 def mean_and_spread(figures: ArmFigures, digits: int) -> str:
-    """`0.724 +- 0.003 (5)`: mean, standard deviation over seeds, number of seeds."""
+    """`0.724 +- 0.003`: mean and standard deviation over seeds, `(2)` of them if not all have it."""
     summary = figures.summary
     if summary.mean is None:
         return NOTHING
     spread = "" if summary.sd is None else f" {PLUS_MINUS} {number(summary.sd, digits)}"
-    return f"{number(summary.mean, digits)}{spread} ({summary.n})"
+    of = "" if summary.n == len(figures.values) else f" ({summary.n})"
+    return f"{number(summary.mean, digits)}{spread}{of}"
 
 
 def difference(comparison: Comparison, digits: int) -> str:
@@ -47,7 +48,8 @@ def interval(ends: Interval | None, digits: int, *, signed: bool = True) -> str:
 
 def percent(share: float) -> str:
     """`95 %`, with the digits that tell it from 100 %."""
-    return f"{100 * share:.{1 if round(100 * share, 1) % 1 else 0}f} %"
+    digits = 0 if round(100 * share, 1) % 1 == 0 else 1
+    return f"{100 * share:.{digits}f}{NO_BREAK}%"
 
 
 def label(info: MetricInfo) -> str:

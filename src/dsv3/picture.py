@@ -68,6 +68,7 @@ STYLE: dict[str, Any] = {
     "ytick.labelcolor": INK,
     "path.simplify_threshold": 0.1,
 }
+NO_BREAK = "\u00a0"
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 FONTS = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 _VARIABLES = {colour.light: f"var(--{name})" for name, colour in PALETTE.items()}
@@ -125,7 +126,7 @@ def variables() -> str:
 def plain(text: str, longest: int | None = None) -> str:
     """Text without control characters, which no XML holds; cut in the middle if it is too long."""
     shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        c if c.isprintable() or c == NO_BREAK else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text
     )
     if longest is None or len(shown) <= longest:

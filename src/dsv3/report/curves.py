@@ -1,13 +1,13 @@
 """From the curves of runs to one line with a band for each arm, on one grid of tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsv3.report.metrics import smoothed
-from dsv3.report.study import Curve, Study, StudyRun
+from dsv3.report.study import Study, StudyRun
 
 Values = NDArray[np.float64]
 LARGEST_GRID, SMALLEST_GRID, POINTS_OF_A_FIGURE = 240, 60, 2400
@@ -45,7 +45,8 @@ def differences(study: Study, figure: str) -> list[Line]:
 
 def relative_errors(study: Study, figure: str = "loss") -> list[Line]:
     """|arm - baseline| / baseline of the smoothed figure, seed by seed, in percent."""
-    return _paired(study, figure, lambda ours, theirs: 100 * np.abs(ours - theirs) / theirs)
+    found = _paired(study, figure, lambda ours, theirs: 100 * np.abs(ours - theirs) / theirs)
+    return [line if line.low is None else replace(line, low=line.low.clip(0)) for line in found]
 
 
 def _paired(study: Study, figure: str, of: Callable[[Values, Values], Values]) -> list[Line]:
@@ -105,8 +106,3 @@ def _line(arm: str, edges: Values, values: Sequence[Values]) -> list[Line]:
         return [Line(arm, tokens, mean, None, None, 1)]
     sd = stacked.std(0, ddof=1)
     return [Line(arm, tokens, mean, mean - sd, mean + sd, len(values))]
-
-
-def last_mean(curve: Curve, steps: int) -> float:
-    """Mean of the last `steps` values."""
-    return float(np.mean(curve.values[-steps:]))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_IN_ONE_PLOT = 8
 WIDTH, HEIGHT, PLOT_HEIGHT = 7.4, 3.8, 3.0
 COLUMNS, PANEL_HEIGHT = 4, 1.25
-WARM_UP = 0.15
+WARM_UP = 0.25
 """Share of the tokens whose values do not set the frame: where every loss falls from ln(vocabulary)."""
 LONGEST_NAME = 24
 

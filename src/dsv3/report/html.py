@@ -7,6 +7,9 @@ from dsv3 import picture
 from dsv3.report.blocks import Block, Page
 from dsv3.report.page import contents
 
+LONGEST_HEAD = 40
+"""Characters of a column's name; it is a row's name elsewhere, in full."""
+
 
 def html(page: Page) -> str:
     """The whole page; the same text for the same page. Everything in it is escaped but our SVG."""
@@ -24,6 +27,7 @@ def html(page: Page) -> str:
     template = environment.get_template("report.html.j2")
     drawings = {figure.name: Markup(figure.svg) for figure in page.figures()}  # noqa: S704 - ours
     return template.render(
+        LONGEST_HEAD=LONGEST_HEAD,
         page=page,
         contents=contents(page.sections),
         drawings=drawings,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from dsv3 import picture
+from dsv3.picture import NO_BREAK
 from dsv3.plan.quantities import plural
 from dsv3.report import curves, figures, heatmaps, tables, wording
 from dsv3.report.blocks import Block, Details, Figure, Items, Page, Section, Text
@@ -28,7 +29,7 @@ def build(study: Study, judgement: Judgement) -> Page:
         lead = f"How does the {judgement.deciding.info.label} depend on the arm?"
     sections = (
         Section("verdict", "Verdict", _verdict(study, judgement)),
-        Section("figures", "Figures", _results(judgement)),
+        Section("numbers", "Numbers", _results(judgement)),
         Section("paper", "Beside the published result", _paper(study, judgement, reference)),
         Section("loss", "Training loss", _loss(study, judgement)),
         Section("error", "Relative loss error", _error(study, judgement)),
@@ -49,7 +50,7 @@ def _verdict(study: Study, judgement: Judgement) -> tuple[Block, ...]:
     done = sum(run.done for run in study.runs)
     scope = (
         f"{plural(len(study.record.arms), 'arm')}, {done} of {plural(len(study.runs), 'run')} done; "
-        f"each arm is compared with {judgement.baseline}."
+        f"the baseline is {judgement.baseline}."
     )
     found: list[Block] = [Text(scope)]
     if not arms:
@@ -97,7 +98,7 @@ def _loss(study: Study, judgement: Judgement) -> tuple[Block, ...]:
     loss = Plot(
         "loss",
         "Training loss",
-        f"Training loss. {smoothing}; {band}; the first tokens may lie above the frame.",
+        f"Training loss. {smoothing}; {band}; the first quarter may lie above the frame.",
         "nats per token",
         3,
     )
@@ -128,10 +129,10 @@ def _error(study: Study, judgement: Judgement) -> tuple[Block, ...]:
         "loss-error",
         "Relative loss error",
         f"|arm - {study.record.baseline}| / {study.record.baseline} of the smoothed training loss, "
-        f"in percent; dashed: {whose}, {level:g} %.",
+        f"in percent; dashed: {whose}, {level:g}{NO_BREAK}%.",
         "percent",
         3,
-        (level, f"{level:g} %"),
+        (level, f"bound: {level:g} %"),
     )
     return _drawn(figures.curves(plot, curves.relative_errors(study), study.record.baseline))
 
@@ -144,7 +145,7 @@ def _balance(study: Study) -> tuple[Block, ...]:
             f"max-violation-{scope}",
             f"MaxVio of each {scope}",
             f"MaxVio of each {scope} in training: largest load over mean load, minus 1, mean over "
-            f"layers; 0 is even. Smoothed as the loss; the band is one standard deviation.",
+            f"layers; 0 is even. Smoothed and framed as the loss, with one standard deviation.",
             f"MaxVio, {scope}",
             2,
         )

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
+from dsv3.picture import NO_BREAK
 from dsv3.report.metrics import MetricInfo
 from dsv3.report.verdicts import ArmFigures, Judgement
 from dsv3.sweep.statistics import Comparison, Interval
 
 NOTHING = "-"
-PLUS_MINUS, NO_BREAK = "\u00b1", "\u00a0"
+PLUS_MINUS = "\u00b1"
 MOST_LISTED = 4
 
 
@@ -27,7 +28,7 @@ def mean_and_spread(figures: ArmFigures, digits: int) -> str:
     summary = figures.summary
     if summary.mean is None:
         return NOTHING
-    spread = "" if summary.sd is None else f" {PLUS_MINUS} {number(summary.sd, digits)}"
+    spread = "" if summary.sd is None else f" {PLUS_MINUS} {summary.sd:,.{digits}f}"
     of = "" if summary.n == len(figures.values) else f" ({summary.n})"
     return f"{number(summary.mean, digits)}{spread}{of}"
 
@@ -90,7 +91,7 @@ def noise(judgement: Judgement) -> str:
     )
     if floor.paired is not None:
         said += (
-            f", its difference to {judgement.baseline} within a seed by "
+            ", its difference to the baseline's within a seed by "
             f"{number(floor.paired, digits)}"
         )
     if floor.detectable is not None:
@@ -114,7 +115,7 @@ def rule(judgement: Judgement) -> str:
     intervals = f"{percent(judgement.confidence_of_each)} interval"
     together = f", so that all {count} hold together with {percent(asked.confidence)}"
     return (
-        f"Rule: {what}. Runs of one seed are compared pair by pair with {judgement.baseline}; "
+        f"Rule: {what}. Runs of one seed are compared pair by pair with the baseline; "
         f"each has a {intervals}{together if count > 1 else ''}."
     )
 

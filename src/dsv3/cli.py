@@ -156,24 +156,6 @@ def evaluate(
     return _call("evaluate", "evaluate", run, overrides or [], step=step, ema=ema, as_json=as_json)
 
 
-@app.command()
-def report(
-    sweep: Annotated[
-        str,
-        typer.Argument(
-            metavar="SWEEP", help="sweeps/ID.json, its id or the beginning of it, or a recipe's name."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", help="Write it there, not beside the record."),
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Judge a sweep and write its report: HTML, Markdown, SVG, CSV, JSON."""
-    return _call("report", "report", sweep, output=output, as_json=as_json)
-
-
 @config_app.command("show")
 def config_show(
     overrides: Overrides = None,

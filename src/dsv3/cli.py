@@ -7,18 +7,10 @@ the verb is called, so that `dsv3 --help` costs no more than typer.
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-
-BROKEN_PIPE = 141
-"""What a shell reports for a reader that went away early: 128 + SIGPIPE."""
-INTERRUPTED = 130
-"""The same for Ctrl-C, outside of training: nothing is half done, nothing needed saving."""
-REQUEUE = 85
-"""For the other signals: a queue may ask again."""
 
 app = typer.Typer(
     name="dsv3",
@@ -154,6 +146,15 @@ def evaluate(
 ) -> int:
     """Evaluate a run: loss, bits per byte, load of the experts."""
     return _call("evaluate", "evaluate", run, overrides or [], step=step, ema=ema, as_json=as_json)
+
+
+def _add_verbs_of_sweeps() -> None:
+    from dsv3.cli_sweeps import add_to
+
+    add_to(app)
+
+
+_add_verbs_of_sweeps()
 
 
 @config_app.command("show")
@@ -303,38 +304,9 @@ def _show(overrides: list[str] | None, what: str, **options: Any) -> int:
 
 def _call(module: str, verb: str, *arguments: Any, **options: Any) -> int:
     """Run the body of a verb; every exception becomes a message and an exit code."""
-    from dsv3.commands import console, streams
+    from dsv3.commands.calling import call
 
-    code = 0
-    try:
-        code = _body(module, verb, *arguments, **options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        streams.silence(sys.stdout)
-        return code or BROKEN_PIPE
-    except OSError as error:
-        streams.silence(sys.stdout)
-        return code or console.report(error)
-    return code
-
-
-def _body(module: str, verb: str, *arguments: Any, **options: Any) -> int:
-    from dsv3.commands import console, signals
-
-    try:
-        console.refuse_lost_directory()
-        body = getattr(import_module(f"dsv3.commands.{module}"), verb)
-        return int(body(*arguments, **options))
-    except BrokenPipeError:
-        raise
-    except signals.StoppedError as stopped:
-        console.note(f"{stopped}: nothing is half done; the same command starts again")
-        return REQUEUE
-    except KeyboardInterrupt:
-        console.note("interrupted")
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last line of defence: messages, no tracebacks
-        return console.report(error, as_json=options.get("as_json", False))
+    return call(module, verb, *arguments, **options)
 
 
 def _usage(error: typer.exceptions.TyperException, *, as_json: bool) -> int:

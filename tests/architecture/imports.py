@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interop": {"model", "checkpoint"},
     "train": {"model", "parallel", "engine", "data", "checkpoint", "runs", "plan"},
     "commands": {"report", "interop", "train"},
-    "cli": {"commands"},
+    "cli": {"cli_sweeps"},
+    "cli_sweeps": {"commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -45,7 +46,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "omegaconf": ("config/compose.py",),
     "deepspeed": ("engine/",),
     "transformer_engine": ("engine/", "model/backends/te.py"),
-    "typer": ("cli.py", "commands/"),
+    "typer": ("cli.py", "cli_sweeps.py", "commands/"),
     "matplotlib": ("commands/", "picture.py", "report/", "train/timeline_picture.py"),
     "plotext": ("commands/", "report/"),
     "rich": ("cli.py", "commands/", "report/", "train/"),

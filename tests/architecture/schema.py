@@ -21,13 +21,16 @@ ONLY_SPEAK = {
     "config/bias_speed.py",
     "plan/description.py",
     "plan/record.py",
-    "commands/arms.py",
+    "sweep/arms.py",
 }
 
 REFERENCE = re.compile(r"(?P<key>\w+): *\$\{(?P<path>[\w.]+)\}")
 
 # Keys that are obeyed by refusing alone, each with its reason.
-LIMITS = {"max_position_embeddings": "a bound on sequence_length; rotary positions have no end"}
+LIMITS = {
+    "max_position_embeddings": "a bound on sequence_length; rotary positions have no end",
+    "dgrad_tiling": "a choice of FP8 runs alone, which are composed and planned but refused to train",
+}
 
 
 def sections(root: type[BaseModel]) -> dict[str, type[BaseModel]]:

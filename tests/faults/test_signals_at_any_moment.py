@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from dsv3 import cli
+from dsv3.commands import calling
 from dsv3.commands import train as train_verb
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.rank import RankArguments
@@ -247,5 +248,5 @@ def test_a_reader_that_goes_away_is_no_error(whole, text, verb):
     os.close(writer)
     assert "Traceback" not in ended.stderr
     assert "BrokenPipe" not in ended.stderr
-    assert ended.returncode == cli.BROKEN_PIPE, ended.stderr
+    assert ended.returncode == calling.BROKEN_PIPE, ended.stderr
     assert json.loads((whole / "DONE").read_text())["steps"] == STEPS

@@ -32,11 +32,12 @@ from pydantic import ValidationError
 
 from dsv3.config import rules
 from dsv3.config.locations import shipped
-from dsv3.config.options import Catalogue, catalogue
+from dsv3.config.options import RECIPE, Catalogue, catalogue
 from dsv3.config.overrides import (
     Override,
     Word,
     check,
+    check_option,
     home_expanded,
     take_apart,
     text_key,
@@ -75,6 +76,35 @@ def compose_sweep(overrides: Sequence[str], *, config_dir: Path | None = None) -
     ConfigError with every problem of every arm, each once.
     """
     return _compose_all(overrides, config_dir=config_dir, sweeping=True)
+
+
+def read_words(
+    lists: Sequence[Sequence[str]], *, config_dir: Path | None = None
+) -> list[tuple[list[Override], list[Problem]]]:
+    """For each list: the overrides that make sense by themselves, and the problems of the others.
+
+    Nothing is composed; of each key the last override counts; values may be lists.
+    """
+    options = catalogue(config_dir)
+    with _hydra(config_dir):
+        return [_parse(words, options, sweeping=True) for words in lists]
+
+
+def merged_recipe(name: str, *, config_dir: Path | None = None) -> Any:
+    """Plain data of a recipe, merged with those in its defaults list; not validated.
+
+    Raises ConfigError if there is no such recipe, or if its files do not fit together.
+    """
+    options = catalogue(config_dir)[RECIPE]
+    if problems := list(check_option(RECIPE, name, name, options)):
+        raise ConfigError(problems)
+    own = None if config_dir is None else config_dir / RECIPE
+    try:
+        with _hydra(own if own is not None and own.is_dir() else None, shipped("recipes")):
+            return OmegaConf.to_container(hydra_compose(name), resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        rule = _complaint(error).rule
+        raise ConfigError(Problem(str(options[name].path), rule)) from None
 
 
 def _compose_all(
@@ -342,15 +372,18 @@ class OwnFirst(SearchPathPlugin):
 
 
 @contextmanager
-def _hydra(config_dir: Path | None) -> Iterator[None]:
-    """Hydra initialised for one composition, whatever state it was in before."""
-    token = _OWN.set(config_dir)
+def _hydra(own: Path | None, main: Path | None = None) -> Iterator[None]:
+    """Hydra initialised for one composition, whatever state it was in before.
+
+    It looks into `own` first, then into `main`: conf/ unless it is given.
+    """
+    token = _OWN.set(own)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         Plugins.instance().register(OwnOptions)
         Plugins.instance().register(OwnFirst)
-        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        with initialize_config_dir(str(main or shipped("conf")), version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = before

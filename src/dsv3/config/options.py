@@ -1,6 +1,6 @@
 """The options of each configuration group, as files: shipped ones and the user's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -12,6 +12,8 @@ from dsv3.config.suggest import listed
 from dsv3.errors import ConfigError, Problem
 
 DEFAULTS_LIST = "config.yaml"
+RECIPE = "recipe"
+"""The group of recipes: whole sweeps, and so no part of a configuration."""
 FEW_LINES = 4
 
 
@@ -47,6 +49,7 @@ def catalogue(config_dir: Path | None = None) -> Catalogue:
     Raises ConfigError if `config_dir` is not a directory of configuration groups.
     """
     found = {group: _options(shipped("conf"), group, is_own=False) for group in _groups()}
+    found[RECIPE] = _files(RECIPE, shipped("recipes"), is_own=False)
     if config_dir is not None:
         for group in _own_groups(config_dir):
             found[group].update(_options(config_dir, group, is_own=True))
@@ -76,17 +79,24 @@ def _own_groups(config_dir: Path) -> list[str]:
         rule = f"holds a {DEFAULTS_LIST}, but the list of defaults cannot be replaced"
         remedy = "put values into base.yaml and options into GROUP/NAME.yaml"
         raise ConfigError(Problem(setting, rule, remedy))
-    groups = [group for group in _groups() if (config_dir / group).is_dir()]
+    known = [*_groups(), RECIPE]
+    groups = [group for group in known if (config_dir / group).is_dir()]
     if not groups and not (config_dir / "base.yaml").is_file():
-        rule = f"holds neither base.yaml nor one of the groups {listed(_groups())}"
+        rule = f"holds neither base.yaml nor one of the groups {listed(known)}"
         remedy = "an option of yours is DIR/GROUP/NAME.yaml, chosen by GROUP=NAME"
         raise ConfigError(Problem(setting, rule, remedy))
     return groups
 
 
 def _options(root: Path, group: str, *, is_own: bool) -> dict[str, Option]:
-    folder = root / group
     others = [root / other for other in _groups() if other.startswith(f"{group}/")]
+    return _files(group, root / group, others, is_own=is_own)
+
+
+def _files(
+    group: str, folder: Path, others: Sequence[Path] = (), *, is_own: bool
+) -> dict[str, Option]:
+    """Every file below `folder` as an option, those in directories of `others` left out."""
     names = {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in folder.rglob("*.yaml")

@@ -1,12 +1,12 @@
 """What may stand on the command line: `key=value` words, checked before anything is composed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3.config.keys import Key, find, keys
-from dsv3.config.options import Catalogue
+from dsv3.config.options import RECIPE, Catalogue, Option
 from dsv3.config.suggest import did_you_mean, listed
 from dsv3.errors import Problem
 
@@ -22,6 +22,9 @@ _HYDRA = {
     "hydra.sweep": "write run_root=DIR",
     "hydra.searchpath": "write --config-dir DIR",
 }
+
+
+_RECIPE_REMEDY = "`train`, `plan`, `config show|diff|lint` take recipe=NAME, one a command"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def unreadable(word: Word, reason: str) -> Problem:
 def check(override: Override, catalogue: Catalogue, *, sweeping: bool) -> Iterator[Problem]:
     """Rules that a single override can break on its own."""
     written = override.word.written
+    if override.key == RECIPE:
+        yield Problem(written, "a recipe is a sweep, and here is one run wanted", _RECIPE_REMEDY)
+        return
     if not override.values:
         yield Problem(written, "stands for no value at all", "check the range or the pattern")
     if override.is_sweep and not sweeping:
@@ -116,19 +122,20 @@ def check(override: Override, catalogue: Catalogue, *, sweeping: bool) -> Iterat
         yield Problem(written, f"stands for {len(override.values)} values", remedy)
     for value in override.values:
         if override.key in catalogue:
-            yield from _check_option(override, value, catalogue)
+            written = override.word.written
+            yield from check_option(override.key, value, written, catalogue[override.key])
         else:
             yield from _check_kind(override, value)
 
 
-def _check_option(override: Override, value: str, catalogue: Catalogue) -> Iterator[Problem]:
-    group, options = override.key, catalogue[override.key]
+def check_option(
+    group: str, value: str, written: str, options: Mapping[str, Option]
+) -> Iterator[Problem]:
+    """What is wrong with the option `value` of a group, which stands in the word `written`."""
     if value.startswith("["):
         several = value.strip("[]").replace(" ", "")
         rule = f"a list would merge several options of {group} into one configuration"
-        yield Problem(
-            override.word.written, rule, f"to run an arm for each write -m {group}={several}"
-        )
+        yield Problem(written, rule, f"to run an arm for each write -m {group}={several}")
     elif value not in options:
         remedy = did_you_mean(value, options)
         choice = f"options: {listed(options)}"

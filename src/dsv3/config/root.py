@@ -53,6 +53,7 @@ class RunConfig(Section):
 
     seed: int = field("Seed of initial weights and of the order of samples.", ge=0, lt=2**63)
     run_root: str = field("Directory the run directories are made in.", min_length=1)
+    sweep_root: str = field("Directory of the records of sweeps.", min_length=1)
     run: RunSection = field("The run itself.")
     model: ModelConfig = field("The architecture.")
     parallelism: ParallelismConfig = field("How the run is spread over ranks.")

@@ -13,7 +13,7 @@ from dsv3.errors import InterruptedError_, SavedForRequeueError
 from dsv3.files import storage_error
 from dsv3.launch.environment import LOOPBACK, member_environment
 from dsv3.launch.process import Process, start_member
-from dsv3.launch.signals import sent_by_terminal, signals_as_bytes
+from dsv3.launch.signals import sent_by_terminal, signals_as_bytes, stops_so_far
 from dsv3.launch.stacks import Whereabouts, ask, forget_stacks
 from dsv3.launch.watchdog import Silence, Watchdog
 from dsv3.runs.board import STARTING, Board, Failure, Sign
@@ -109,6 +109,8 @@ class _Group:
                 with self._output(rank) as output:
                     process = start_member(command, own, descriptors=descriptors, output=output)
                 self._alive.append(Member(rank, process))
+        for number in stops_so_far(self._signals):  # the terminal's, too: not all were there yet
+            self._pass_on(number)
 
     def watch(self) -> None:
         """Pass signals on until all ranks have ended or one has to be given up."""
@@ -158,8 +160,11 @@ class _Group:
             return
         for number in numbers:
             if number != signal.SIGCHLD and not sent_by_terminal(number):
-                for member in self._alive:
-                    member.process.send_signal(number)
+                self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        for member in self._alive:
+            member.process.send_signal(number)
 
     def _reap(self) -> None:
         for member in list(self._alive):

@@ -12,7 +12,7 @@ from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
 from dsv3.launch.environment import rank_environment
 from dsv3.launch.group import run_group
 from dsv3.launch.process import Process, start
-from dsv3.launch.signals import sent_by_terminal, signals_as_bytes
+from dsv3.launch.signals import sent_by_terminal, signals_as_bytes, stops_so_far
 from dsv3.launch.verdict import GO_ON, conclude, killed_by
 from dsv3.machine import this_machine
 from dsv3.plan.capacity import device_kind
@@ -92,6 +92,8 @@ def _run(module: str, argv: list[str], config: RunConfig) -> int:
     """Exit code of `python -m module argv`, negative if a signal killed it."""
     with signals_as_bytes() as signals:
         child = start(_command(module, argv), rank_environment(config, os.environ))
+        for number in stops_so_far(signals):  # the terminal's, too: the child was not there yet
+            child.send_signal(number)
         return _wait(child, signals)
 
 

@@ -12,13 +12,16 @@ from dsv3.runs.rank import STACK_SIGNAL
 Process = subprocess.Popen[bytes]
 
 
-def start(command: Sequence[str], environment: Mapping[str, str]) -> Process:
-    """Start a process that has this one's terminal, with the signals it is to handle blocked.
+def start(
+    command: Sequence[str], environment: Mapping[str, str], *, output: IO[bytes] | None = None
+) -> Process:
+    """Start a process with the signals it is to handle blocked.
 
-    One that comes while it still imports waits until it is ready to save, and does not kill it.
-    Raises CapacityError if it cannot be started.
+    It has this one's terminal, or with `output` none. A signal that comes while it still imports
+    waits until it is ready to save, and does not kill it. Raises CapacityError if it cannot be
+    started.
     """
-    return _start(command, environment)
+    return _start(command, environment, **_apart(output))
 
 
 def start_member(
@@ -34,13 +37,17 @@ def start_member(
     does not die of it. Raises as `start`.
     """
     previous: Any = signal.signal(STACK_SIGNAL, signal.SIG_IGN)
-    apart: dict[str, Any] = {}
-    if output is not None:
-        apart = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
     try:
-        return _start(command, environment, pass_fds=tuple(descriptors), **apart)
+        return _start(command, environment, pass_fds=tuple(descriptors), **_apart(output))
     finally:
         signal.signal(STACK_SIGNAL, previous)
+
+
+def _apart(output: IO[bytes] | None) -> dict[str, Any]:
+    """Streams of a process without a terminal."""
+    if output is None:
+        return {}
+    return {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> Process:

@@ -14,7 +14,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 def signals_as_bytes() -> Iterator[socket.socket]:
     """A socket on which the number of each signal arrives, whichever thread the kernel chose.
 
-    Libraries (tokenizers, BLAS) leave threads behind that may be given a signal; a handler alone
+    A process that was started with these signals blocked gets those that waited, and blocks them
+    again at the end: none is lost, none kills it. Libraries (tokenizers, BLAS) leave threads behind that may be given a signal; a handler alone
     would then not wake the main thread.
     """
     reader, writer = socket.socketpair()
@@ -26,14 +27,28 @@ def signals_as_bytes() -> Iterator[socket.socket]:
         number: signal.signal(number, lambda _number, _frame: None) for number in caught
     }
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
     try:
         yield reader
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.set_wakeup_fd(before)
         for number, handler in previous.items():
             signal.signal(number, handler)
         reader.close()
         writer.close()
+
+
+def stops_so_far(signals: socket.socket) -> list[int]:
+    """The stop signals that have arrived on the socket of `signals_as_bytes`; does not wait."""
+    signals.setblocking(False)
+    try:
+        numbers = signals.recv(64)
+    except BlockingIOError:
+        return []
+    finally:
+        signals.setblocking(True)
+    return [number for number in numbers if number != signal.SIGCHLD]
 
 
 def sent_by_terminal(number: int) -> bool:

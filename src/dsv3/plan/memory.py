@@ -12,7 +12,8 @@ from dsv3.parallel.schedule import global_part, parts_per_stage
 from dsv3.plan.parameters import ParameterCounts, count_mtp, count_parameters
 from dsv3.plan.stages import layer_ranges
 
-BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2}
+# FP8 products quantise weights that are kept in BF16; the copies are no state.
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8_block": 2, "fp8_block_emulated": 2}
 # Gradients are accumulated in FP32 in every recipe.
 BYTES_PER_GRADIENT = 4
 # DeepSpeed keeps a master beside FP32 weights too.

@@ -53,34 +53,32 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-def check_run_root(run_root: str) -> None:
+def check_run_root(run_root: str, *, key: str = "run_root") -> None:
     """Raise CapacityError if run directories cannot be made in `run_root`; make nothing.
 
-    Only the last part of the path may be missing: a mistyped mount point is not created.
+    Only the last part of the path may be missing: a mistyped mount point is not created. `key` is
+    the setting it comes from.
     """
-    setting = f"run_root={run_root}"
+    setting = f"{key}={run_root}"
     try:
         probe_writable(_nearest_directory(setting, Path(run_root).expanduser().absolute()))
     except (OSError, ValueError) as error:
-        raise storage_error(
-            setting, error, "make it writable with some free space, or choose another run_root="
-        ) from error
+        remedy = f"make it writable with some free space, or choose another {key}="
+        raise storage_error(setting, error, remedy) from error
 
 
 def _nearest_directory(setting: str, root: Path) -> Path:
     """`root` if it is there, else its parent, which has to be."""
+    another = f"choose another {setting.partition('=')[0]}="
     try:
         mode = root.stat().st_mode
     except FileNotFoundError:
         if root.parent.is_dir():
             return root.parent
         missing = ValueError(f"its parent {root.parent} is not a directory")
-        remedy = f"mkdir -p '{root.parent}', or choose another run_root="
-        raise storage_error(setting, missing, remedy) from None
+        raise storage_error(setting, missing, f"mkdir -p '{root.parent}', or {another}") from None
     if not stat.S_ISDIR(mode):
-        raise storage_error(
-            setting, ValueError("it is not a directory"), "choose another run_root="
-        )
+        raise storage_error(setting, ValueError("it is not a directory"), another)
     return root
 
 

@@ -1,16 +1,15 @@
 """How a rank is asked to save and end: handlers only set a flag, the loop looks at it."""
 
-import ctypes
 import os
 import signal
 from types import FrameType
 from typing import Any, Self
 
 from dsv3.errors import Dsv3Error, InterruptedError_, SavedForRequeueError
+from dsv3.runs.parent import end_with_parent
 from dsv3.runs.rank import LAUNCHER_PID_VARIABLE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
 
 
 def hold_stop_signals() -> None:
@@ -37,13 +36,8 @@ def die_with_launcher() -> None:
 
 def _follow_launcher(number: signal.Signals) -> None:
     launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
-    if launcher is None:
-        return
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != int(launcher):  # it died before the kernel was told
-            os.kill(os.getpid(), number)
+    if launcher is not None:
+        end_with_parent(int(launcher), number)
 
 
 class StopRequest:

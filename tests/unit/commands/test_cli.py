@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dsv3 import __version__, cli
-from dsv3.commands import console
+from dsv3.commands import calling, console
 from dsv3.errors import CapacityError, ConfigError, NumericHealthError, Problem
 
 
@@ -186,7 +186,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         f"{sys.executable} -m dsv3 config show -m 'seed=range(1,9)' | true; exit ${{PIPESTATUS[0]}}"
     )
     process = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
-    assert process.returncode == cli.BROKEN_PIPE
+    assert process.returncode == calling.BROKEN_PIPE
     assert process.stderr == ""
 
 

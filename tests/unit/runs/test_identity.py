@@ -22,7 +22,7 @@ model.num_experts_per_tok model.n_group model.topk_group model.scoring_func mode
 model.routed_scaling_factor model.num_attention_heads model.q_lora_rank model.kv_lora_rank
 model.qk_nope_head_dim model.qk_rope_head_dim model.v_head_dim model.max_position_embeddings
 model.rope_theta model.rope_scaling model.rms_norm_eps model.initializer_range
-precision.recipe precision.dispatch
+precision.recipe precision.dispatch precision.dgrad_tiling
 schedule.total_tokens schedule.reference_tokens schedule.sequence_length schedule.global_batch_size
 schedule.lr schedule.lr_curve.start schedule.lr_curve.phases
 schedule.bias_update_speed_curve.start schedule.bias_update_speed_curve.phases
@@ -43,8 +43,8 @@ health.largest_skips health.largest_rollbacks
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 OUTSIDE = """
-run_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout run.digests
-run.timeline_step
+run_root sweep_root recompute run.heartbeat_timeout run.startup_timeout run.storage_timeout
+run.digests run.timeline_step
 parallelism.pipeline_parallel_size parallelism.expert_parallel_size
 parallelism.expert_data_parallel_size parallelism.pipeline_schedule parallelism.zero_stage
 schedule.micro_batch_size
@@ -56,7 +56,8 @@ health.window_steps health.lowest_load_entropy health.largest_bias_spread health
 health.replica_check_steps
 checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.every_steps
-launcher.kind launcher.device launcher.threads_per_rank launcher.keep_memory launcher.compile
+launcher.kind launcher.device launcher.threads_per_rank launcher.parallel launcher.keep_memory
+launcher.compile
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 

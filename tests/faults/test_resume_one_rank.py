@@ -40,6 +40,7 @@ class Ended:
 
     exit_code: int
     lines: list[dict[str, object]]
+    start_written_ns: int
 
     @property
     def step(self) -> int:
@@ -132,7 +133,8 @@ def interrupted(reference):
                 os.kill(rank, signal.SIGCONT)
             _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors
-        ended[kind] = Ended(process.returncode, metrics(run))
+        written_ns = (run / "start.json").stat().st_mtime_ns
+        ended[kind] = Ended(process.returncode, metrics(run), written_ns)
     return again, run, ended, rival
 
 
@@ -144,6 +146,15 @@ def test_a_cut_has_its_exit_code_and_leaves_the_lines_of_its_steps(reference, in
     assert ended[kind].step < STEPS, "the run was to be cut in its middle"
     expected = metrics(Path(home, whole["directory"]))
     assert ended[kind].lines == expected[: len(ended[kind].lines)]
+
+
+def test_what_a_run_starts_from_is_written_once(reference, interrupted):
+    _, whole, home = reference
+    _, run, ended, _ = interrupted
+    assert len({one.start_written_ns for one in ended.values()}) == 1, "a resume wrote it anew"
+    start = json.loads((run / "start.json").read_text())
+    assert start == json.loads(Path(home, whole["directory"], "start.json").read_text())
+    assert ("weights.mtp" in start) == any("mtp=" in word for word in reference[0])
 
 
 def test_of_two_that_train_the_same_run_the_second_is_refused(interrupted):

@@ -124,8 +124,8 @@ def _read(asked: SweepRun, run: RunDirectory) -> StudyRun:
 def _config(path: Path, problems: list[str]) -> RunConfig | None:
     """The frozen configuration; None if this dsv3 does not know its keys."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)  # noqa: S506 - a safe one
-        return RunConfig.model_validate(data)
+        loader = _YAML(path.read_text(encoding="utf-8"))
+        return RunConfig.model_validate(loader.get_single_data())
     except (OSError, ValueError, yaml.YAMLError) as error:
         said = str(error).partition("\n")[0]
         problems.append(f"{path.name}: not a configuration of this dsv3: {said}")

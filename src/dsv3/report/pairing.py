@@ -27,7 +27,7 @@ _ORIGINS: dict[str, Origin] = {
     "data": lambda record: record.get("data_fingerprint"),
     "threads per rank": lambda record: record.get("threads_per_rank"),
 }
-"""What every start of both runs has to have in common, off its provenance."""
+"""What all starts of both runs have to have in common, off their provenance."""
 
 
 def pair_differences(study: Study, arm: str) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ def _run(number: int, arm: str, seed: int, status: str, shape: tuple[int, int, i
 
 
 def _made(number: int, arm: str, seed: int, steps: int) -> dict[str, Any]:
-    """Curves that fall from ln(vocabulary), with the noise of batches (of the seed) and of the arm."""
+    """Curves that fall from ln(vocabulary), with noise of the seed (its batches) and of the run."""
     of_seed, of_run = np.random.default_rng(seed), np.random.default_rng([seed, number])
     at = np.arange(1, STEPS + 1)
     loss = 3.7 + 4.3 * np.exp(-at / 40) + 0.15 * of_seed.standard_normal(STEPS)

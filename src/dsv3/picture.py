@@ -126,7 +126,9 @@ def variables() -> str:
 def plain(text: str, longest: int | None = None) -> str:
     """Text without control characters, which no XML holds; cut in the middle if it is too long."""
     shown = "".join(
-        c if c.isprintable() or c == NO_BREAK else c.encode("unicode_escape", "backslashreplace").decode()
+        c
+        if c.isprintable() or c == NO_BREAK
+        else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text
     )
     if longest is None or len(shown) <= longest:

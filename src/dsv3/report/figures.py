@@ -1,7 +1,8 @@
 """Curves of the arms as SVG: one plot with direct labels, or a small plot for each of many arms."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,13 @@ from dsv3.report.curves import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from dsv3.picture import Figure as Drawing
+    from matplotlib.figure import Figure as Drawing
 
 MOST_IN_ONE_PLOT = 8
 WIDTH, HEIGHT, PLOT_HEIGHT = 7.4, 3.8, 3.0
 COLUMNS, PANEL_HEIGHT = 4, 1.25
 WARM_UP = 0.25
-"""Share of the tokens whose values do not set the frame: where every loss falls from ln(vocabulary)."""
+"""Share of the tokens whose values do not set the frame: where losses fall from ln(vocabulary)."""
 LONGEST_NAME = 24
 
 # Colour is one of three marks: dashes and markers tell series apart without it.
@@ -56,15 +56,16 @@ def curves(plot: Plot, lines: Sequence[Line], baseline: str) -> Figure | None:
     from matplotlib.figure import Figure as Canvas
 
     marks = _marks([line.arm for line in lines], baseline)
+    names = short_names([line.arm for line in lines], LONGEST_NAME)
     description = _in_words(plot, lines)
     with picture.drawing():
         if len(lines) <= MOST_IN_ONE_PLOT:
             canvas = Canvas(figsize=(WIDTH, HEIGHT))
-            _one_plot(canvas, plot, lines, marks)
+            _one_plot(canvas, plot, lines, marks, names)
         else:
             rows = math.ceil(len(lines) / COLUMNS)
             canvas = Canvas(figsize=(WIDTH, _height_of(rows)))
-            _small_plots(canvas, plot, lines, marks, baseline)
+            _small_plots(canvas, plot, lines, marks, names, baseline)
         svg = picture.svg(canvas, plot.name, plot.title, description)
     return Figure(plot.name, plot.caption, description, svg)
 
@@ -82,7 +83,11 @@ def _marks(arms: Sequence[str], baseline: str) -> dict[str, _Mark]:
 
 
 def _one_plot(
-    canvas: "Drawing", plot: Plot, lines: Sequence[Line], marks: dict[str, _Mark]
+    canvas: "Drawing",
+    plot: Plot,
+    lines: Sequence[Line],
+    marks: Mapping[str, _Mark],
+    names: Mapping[str, str],
 ) -> None:
     ax = canvas.add_axes((0.68 / WIDTH, 0.48 / HEIGHT, 4.75 / WIDTH, PLOT_HEIGHT / HEIGHT))
     for line in lines:
@@ -97,9 +102,9 @@ def _one_plot(
     for line, end, at in zip(lines, ends, spread(ends, gap, low, high), strict=True):
         mark = marks[line.arm]
         beyond = [line.tokens[-1], right * 1.035, right * 1.06]
-        leader = {"color": mark.colour, "linewidth": 0.8, "clip_on": False}
+        leader: dict[str, Any] = {"color": mark.colour, "linewidth": 0.8, "clip_on": False}
         ax.plot(beyond, [end, at, at], marker=mark.marker, markevery=[2], markersize=4, **leader)
-        ax.text(right * 1.085, at, picture.plain(line.arm, LONGEST_NAME), va="center", fontsize=9)
+        ax.text(right * 1.085, at, names[line.arm], va="center", fontsize=9)
     ax.set_xlim(0, right)
     ax.set_ylim(low, high)
 
@@ -108,7 +113,8 @@ def _small_plots(
     canvas: "Drawing",
     plot: Plot,
     lines: Sequence[Line],
-    marks: dict[str, _Mark],
+    marks: Mapping[str, _Mark],
+    names: Mapping[str, str],
     baseline: str,
 ) -> None:
     """A panel for each arm on common axes, the baseline in each."""
@@ -129,7 +135,7 @@ def _small_plots(
         for behind in reference:
             ax.plot(behind.tokens, behind.mean, color=picture.QUIET, linewidth=1, linestyle=":")
         _draw(ax, line, marks[baseline] if line.arm == baseline else mark)
-        ax.set_title(picture.plain(line.arm, LONGEST_NAME), loc="left", fontsize=8.5, pad=3)
+        ax.set_title(names[line.arm], loc="left", fontsize=8.5, pad=3)
         _frame(ax, plot, lines, ticks=2)
         in_sight = {"left": number % COLUMNS == 0, "bottom": number + COLUMNS >= len(lines)}
         labels = {f"label{side}": shown for side, shown in in_sight.items()}
@@ -138,7 +144,7 @@ def _small_plots(
         ax.set_visible(False)
     canvas.text(0.5, 0.06 / height, "tokens seen", ha="center", va="bottom")
     shown = f"; dotted: {picture.plain(baseline, LONGEST_NAME)}" if reference else ""
-    top = {"x": 0.1 / WIDTH, "y": 1 - 0.08 / height, "ha": "left", "va": "top"}
+    top: dict[str, Any] = {"x": 0.1 / WIDTH, "y": 1 - 0.08 / height, "ha": "left", "va": "top"}
     canvas.text(s=f"{plot.y_label}{shown}", fontsize=9, color=picture.QUIET, **top)
 
 
@@ -148,7 +154,9 @@ def _height_of(rows: int) -> float:
 
 def _draw(ax: "Axes", line: Line, mark: _Mark) -> None:
     if line.low is not None and line.high is not None:
-        ax.fill_between(line.tokens, line.low, line.high, color=mark.colour, alpha=0.15, linewidth=0)
+        ax.fill_between(
+            line.tokens, line.low, line.high, color=mark.colour, alpha=0.15, linewidth=0
+        )
     ax.plot(
         line.tokens,
         line.mean,
@@ -201,7 +209,7 @@ def _limits(
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places near the wanted ones that are `gap` apart, in the same order, within bounds if they fit.
+    """Places near the wanted ones, `gap` apart, in the same order, within bounds if they fit.
 
     Neighbours that would overlap share their mean (isotonic regression by pooling).
     """
@@ -219,6 +227,41 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     for rank, number in enumerate(order):
         places[number] = min(max(bases[rank], low), most) + rank * gap
     return places
+
+
+def short_names(arms: Sequence[str], longest: int) -> dict[str, str]:
+    """Names to draw: whole if all are short, else without what they begin and end with alike.
+
+    Cut names that would be the same get a number in front.
+    """
+    plain = {arm: picture.plain(arm) for arm in arms}
+    if max(map(len, plain.values())) <= longest:
+        return plain
+    head = _alike([*plain.values()]) if len(plain) > 1 else 0
+    tail = _alike([name[head:][::-1] for name in plain.values()])
+    # What is alike says what differs: as much of it as there is room for.
+    room = longest - 6 - max(len(name) - head - tail for name in plain.values())
+    tail -= min(tail, max(room, 0) // 2)
+    head -= min(head, max(room, 0) // 2)
+    shorter = {arm: name[head : len(name) - tail] for arm, name in plain.items()}
+    if len(plain) > 1 and all(shorter.values()) and head + tail > 6:
+        plain = {
+            arm: f"{'...' if head else ''}{name}{'...' if tail else ''}"
+            for arm, name in shorter.items()
+        }
+    cut = {arm: picture.plain(name, longest) for arm, name in plain.items()}
+    if len(set(cut.values())) == len(cut):
+        return cut
+    return {
+        arm: f"{number}: {picture.plain(name, longest - 4)}"
+        for number, (arm, name) in enumerate(plain.items(), start=1)
+    }
+
+
+def _alike(texts: Sequence[str]) -> int:
+    """How many characters all of them begin with."""
+    columns = zip(*texts, strict=False)  # as long as the shortest
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _in_words(plot: Plot, lines: Sequence[Line]) -> str:

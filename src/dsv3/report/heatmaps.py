@@ -17,8 +17,7 @@ from dsv3.report.study import ExpertLoad
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from dsv3.picture import Figure as Drawing
+    from matplotlib.figure import Figure as Drawing
 
 FULL_LOAD = 10.0
 """Where the scale ends, as in the report."""
@@ -107,9 +106,7 @@ def _strip(ax: "Axes", part: _Strip, group: int, *, numbered: bool) -> None:
     )
     _bare(ax)
     ax.set_title(part.title, loc="left", fontsize=9, pad=3)
-    ax.hlines(
-        np.arange(group, rows, group) - 0.5, left, right, color=picture.RULE, linewidth=0.6
-    )
+    ax.hlines(np.arange(group, rows, group) - 0.5, left, right, color=picture.RULE, linewidth=0.6)
     for at, label in enumerate(part.labels):
         if not label:
             continue
@@ -155,13 +152,13 @@ def _scale(canvas: "Drawing", height: float) -> None:
     box = (LEFT / WIDTH, 0.34 / height, 2.4 / WIDTH, 0.11 / height)
     ax = canvas.add_axes(box)
     ramp = np.linspace(0, FULL_LOAD, 64)[None]
-    ax.imshow(
-        _coloured(ramp), interpolation="none", aspect="auto", extent=(0, FULL_LOAD, 0, 1)
-    )
+    ax.imshow(_coloured(ramp), interpolation="none", aspect="auto", extent=(0, FULL_LOAD, 0, 1))
     _bare(ax)
     for load in (0, 1, 2, 4, 6, 8, 10):
         text = "10 or more" if load == FULL_LOAD else str(load)
-        ax.text(load, -0.25, text, ha="left" if load == FULL_LOAD else "center", va="top", fontsize=7.5)
+        ax.text(
+            load, -0.25, text, ha="left" if load == FULL_LOAD else "center", va="top", fontsize=7.5
+        )
     said = "load over the even load; columns are experts"
     ax.text(FULL_LOAD * 1.3, 0.5, said, va="center", fontsize=8, color=picture.QUIET)
 

@@ -25,13 +25,13 @@ def html(page: Page) -> str:
     environment.filters["named"] = _named
     environment.tests["of_kind"] = _of_kind
     template = environment.get_template("report.html.j2")
-    drawings = {figure.name: Markup(figure.svg) for figure in page.figures()}  # noqa: S704 - ours
+    drawings = {each.name: Markup(each.svg) for each in page.figures()}  # noqa: S704 - XML of a serialiser
     return template.render(
         LONGEST_HEAD=LONGEST_HEAD,
         page=page,
         contents=contents(page.sections),
         drawings=drawings,
-        variables=Markup(picture.variables()),
+        variables=Markup(picture.variables()),  # noqa: S704 - constants
     )
 
 

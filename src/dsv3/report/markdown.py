@@ -40,9 +40,11 @@ def _item(item: str, *, named: bool) -> str:
 
 
 def _table(table: Table) -> list[str]:
-    """Figures are flush right. A table without columns gets an empty head: Markdown has no other."""
+    """Figures are flush right; a table without names of columns has an empty head."""
     last = table.numbers_to if table.numbers_to is not None else len(table.columns)
-    rule = ("---:" if table.numbers_from <= at < last else "---" for at in range(len(table.columns)))
+    rule = (
+        "---:" if table.numbers_from <= at < last else "---" for at in range(len(table.columns))
+    )
     rows = [table.columns, tuple(rule), *table.rows]
     cells = [[cell if at == 1 else _plain(cell) for cell in row] for at, row in enumerate(rows)]
     return [_plain(table.caption), "", *(f"| {' | '.join(row)} |" for row in cells), ""]

@@ -48,10 +48,9 @@ def build(study: Study, judgement: Judgement) -> Page:
 def _verdict(study: Study, judgement: Judgement) -> tuple[Block, ...]:
     arms = list(judgement.deciding.comparisons)
     done = sum(run.done for run in study.runs)
-    scope = (
-        f"{plural(len(study.record.arms), 'arm')}, {done} of {plural(len(study.runs), 'run')} done; "
-        f"the baseline is {judgement.baseline}."
-    )
+    runs = f"{done} of {plural(len(study.runs), 'run')} done"
+    arms_said = plural(len(study.record.arms), "arm")
+    scope = f"{arms_said}, {runs}; the baseline is {judgement.baseline}."
     found: list[Block] = [Text(scope)]
     if not arms:
         found.append(Text("There is one arm, and nothing to compare it with."))
@@ -78,9 +77,7 @@ def _results(judgement: Judgement) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def _paper(
-    study: Study, judgement: Judgement, reference: Reference | None
-) -> tuple[Block, ...]:
+def _paper(study: Study, judgement: Judgement, reference: Reference | None) -> tuple[Block, ...]:
     if reference is None:
         return ()
     table = tables.beside_the_paper(study, judgement, reference)
@@ -190,7 +187,7 @@ def _of_one_seed(study: Study) -> list[StudyRun]:
         return []
     seeds = [run.seed for run in having]
     common = min(set(seeds), key=lambda seed: (-seeds.count(seed), seed))
-    chosen = {}
+    chosen: dict[str, StudyRun] = {}
     for run in sorted(having, key=lambda run: (run.seed != common, run.seed)):
         chosen.setdefault(run.arm, run)
     return [chosen[arm] for arm in study.record.arms if arm in chosen]

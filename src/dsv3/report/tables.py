@@ -136,7 +136,12 @@ def cost(study: Study) -> Table:
     """Speed and hours of every arm, and of all."""
     rows = [_cost_row(arm, study.of_arm(arm)) for arm in study.record.arms]
     kind = listed(run.device_kind for run in study.runs)
-    columns = ("arm", "runs done", "tokens/s of a run", f"{kind} hours" if kind != NOTHING else "hours")
+    columns = (
+        "arm",
+        "runs done",
+        "tokens/s of a run",
+        f"{kind} hours" if kind != NOTHING else "hours",
+    )
     total = ("all", *_cost_row("", study.runs)[1:2], "", _cost_row("", study.runs)[3])
     caption = "Median speed of a run, mean over runs; time of the steps that count, on all devices"
     return Table("cost", caption, columns, (*rows, total))
@@ -213,12 +218,21 @@ def provenance(study: Study) -> Table:
         ("python", of("python")),
         ("machine", of("machine", "host")),
         ("processor", of("machine", "processor")),
-        ("GPUs", listed(gpu for record in every for gpu in _deep(record, ("machine", "gpus")) or ())),
+        (
+            "GPUs",
+            listed(gpu for record in every for gpu in _deep(record, ("machine", "gpus")) or ()),
+        ),
         ("ranks", of("layout", "world_size")),
         ("threads per rank", of("threads_per_rank")),
         ("data fingerprint", of("data_fingerprint")),
         ("first start", min((str(r.get("collected_at", "")) for r in every), default=NOTHING)),
-        ("last result", max((str(r.result.get("finished_at", "")) for r in study.runs if r.result), default=NOTHING)),
+        (
+            "last result",
+            max(
+                (str(r.result.get("finished_at", "")) for r in study.runs if r.result),
+                default=NOTHING,
+            ),
+        ),
         ("asked for at", study.record.created_at),
         ("command", " ".join(study.record.command)),
         ("sweep", study.record.id),

@@ -69,9 +69,12 @@ def _print(console: "Console", table: Table) -> None:
         padding=(0, 1, 0, 0),
     )
     for at, column in enumerate(table.columns):
-        figures = table.numbers_from <= at < last
-        justify, overflow = ("right", "fold") if figures else ("left", "fold")
-        grid.add_column(Words(picture.plain(column)), justify=justify, overflow=overflow)
+        is_figure = table.numbers_from <= at < last
+        grid.add_column(
+            Words(picture.plain(column)),
+            justify="right" if is_figure else "left",
+            overflow="fold",
+        )
     for row in table.rows:
         grid.add_row(*(Words(picture.plain(cell)) for cell in row))
     console.print(grid)

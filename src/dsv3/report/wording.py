@@ -24,7 +24,7 @@ def number(value: float | None, digits: int, *, signed: bool = False) -> str:
 
 
 def mean_and_spread(figures: ArmFigures, digits: int) -> str:
-    """`0.724 +- 0.003`: mean and standard deviation over seeds, `(2)` of them if not all have it."""
+    """`0.724 +- 0.003`: mean and deviation over seeds, `(2)` of them if not all have the figure."""
     summary = figures.summary
     if summary.mean is None:
         return NOTHING
@@ -91,8 +91,7 @@ def noise(judgement: Judgement) -> str:
     )
     if floor.paired is not None:
         said += (
-            ", its difference to the baseline's within a seed by "
-            f"{number(floor.paired, digits)}"
+            f", its difference to the baseline's within a seed by {number(floor.paired, digits)}"
         )
     if floor.detectable is not None:
         said += (

@@ -119,8 +119,12 @@ def test_a_disk_that_refuses_is_named(study: Study, judgement: Judgement, tmp_pa
         write(tmp_path / "file" / "report", build(study, judgement), study, judgement)
 
 
-@pytest.mark.parametrize("arms", [ARMS, tuple(f"arm {n}" for n in range(12)), ("none", fabricated.HOSTILE)])
-def test_eighty_columns_are_enough(arms: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arms", [ARMS, tuple(f"arm {n}" for n in range(12)), ("none", fabricated.HOSTILE)]
+)
+def test_eighty_columns_are_enough(
+    arms: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     study = fabricated.study(arms=arms, seeds=(1, 2), missing=[(arms[1], 2)])
     judgement = judge(study)
     show(Console(width=80, highlight=False), build(study, judgement), study, judgement)

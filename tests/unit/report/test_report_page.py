@@ -197,7 +197,11 @@ def test_hostile_names_are_text(seeds: tuple[int, ...]) -> None:
 def test_a_study_of_one_run_and_one_without_any(study: Study) -> None:
     one = page_of(fabricated.study(arms=("none",), seeds=(1,)))
     assert "nothing to compare it with" in Reader(html(one)).words()
-    none = page_of(fabricated.study(arms=("none", "aux_free"), seeds=(1,), missing=[("none", 1), ("aux_free", 1)]))
+    none = page_of(
+        fabricated.study(
+            arms=("none", "aux_free"), seeds=(1,), missing=[("none", 1), ("aux_free", 1)]
+        )
+    )
     said = Reader(html(none)).words()
     assert "No run has made a step yet." in said
     assert not list(none.figures())

@@ -1,7 +1,6 @@
 """The report as one HTML file: no script, nothing from elsewhere, light and dark."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from dsv3 import picture
 from dsv3.report.blocks import Block, Page
@@ -12,7 +11,7 @@ LONGEST_HEAD = 40
 
 
 def html(page: Page) -> str:
-    """The whole page; the same text for the same page. Everything in it is escaped but our SVG."""
+    """The whole page; the same text for the same page. All is escaped but SVG and colours."""
     environment = Environment(
         loader=PackageLoader("dsv3.report"),
         autoescape=True,
@@ -25,13 +24,11 @@ def html(page: Page) -> str:
     environment.filters["named"] = _named
     environment.tests["of_kind"] = _of_kind
     template = environment.get_template("report.html.j2")
-    drawings = {each.name: Markup(each.svg) for each in page.figures()}  # noqa: S704 - XML of a serialiser
     return template.render(
         LONGEST_HEAD=LONGEST_HEAD,
         page=page,
         contents=contents(page.sections),
-        drawings=drawings,
-        variables=Markup(picture.variables()),  # noqa: S704 - constants
+        variables=picture.variables(),
     )
 
 

@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (status, logs, resume, cancel):
+    for verb in (status, logs, resume, cancel, report):
         app.command()(verb)
 
 
@@ -72,6 +72,25 @@ def resume(
 def cancel(targets: Targets = None, as_json: Json = False) -> int:
     """Ask who trains a sweep or run on this host to save and stop."""
     return _call("cancel", "cancel", targets or [], as_json=as_json)
+
+
+def report(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SWEEP",
+            help="Its id, the beginning of it, the name of a recipe (the newest sweep of it) or the"
+            " path of its record. sweep_root=DIR looks elsewhere.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Write it there, not beside the record."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Judge a sweep and write its report: HTML, Markdown, SVG, CSV and JSON."""
+    return _call("report", "report", targets, output=output, as_json=as_json)
 
 
 def _call(module: str, verb: str, *arguments: Any, **options: Any) -> int:

@@ -25,6 +25,7 @@ KNOWN_HOSTS = {
     "localhost",
     "semver.org",
     "www.apache.org",
+    "www.w3.org",  # names of XML vocabularies
 }
 URL = re.compile(r"https?://(?:[^/\s@]*@)?([\w.-]+)")
 RESERVED_HOST = re.compile(r"(?:[\w-]+\.)*example\.org")  # for examples, nobody's (RFC 2606)

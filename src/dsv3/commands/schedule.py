@@ -129,10 +129,10 @@ def _plot(curve: Scheduled) -> None:
 
 
 def _draw(path: Path, config: RunConfig, curves: Sequence[Scheduled]) -> None:
-    from dsv3.commands.schedule_picture import picture
+    from dsv3.commands.schedule_picture import draw
 
     panels = [(curve, curve.stages(), curve.points(POINTS)) for curve in curves]
-    image = picture(title(config), panels)
+    image = draw(title(config), panels).encode()
     try:
         write_atomically(path, image)
     except OSError as error:

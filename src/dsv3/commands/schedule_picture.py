@@ -1,9 +1,9 @@
 """The curves of a schedule as one SVG: a panel for each, over one axis of tokens."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dsv3 import picture
 from dsv3.commands.schedule import number, values
 from dsv3.plan.quantities import count
 from dsv3.plan.scheduled import Point, Scheduled, Stage
@@ -13,33 +13,16 @@ if TYPE_CHECKING:
 
 Panel = tuple[Scheduled, Sequence[Stage], Sequence[Point]]
 
-INK, QUIET, LINE = "#1a1a1a", "#8a8f98", "#2458a6"
-STYLE: dict[str, Any] = {
-    "svg.hashsalt": "dsv3",  # ids that do not change from one drawing to the next
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
+INK, QUIET, LINE = picture.INK, picture.QUIET, picture.SERIES[0]
 WIDTH, PANEL_HEIGHT, HEAD_HEIGHT = 11.0, 1.7, 1.1
 
 
-def picture(title: str, panels: Sequence[Panel]) -> bytes:
-    """An SVG of all panels; the same bytes for the same curves."""
-    import matplotlib as mpl
-    import matplotlib.style
+def draw(title: str, panels: Sequence[Panel]) -> str:
+    """An SVG of all panels; the same text for the same curves."""
     from matplotlib.figure import Figure
 
     height = PANEL_HEIGHT * len(panels) + HEAD_HEIGHT
-    buffer = io.BytesIO()
-    # Whatever the user's own matplotlibrc says, the picture is the same.
-    with mpl.style.context(["default", STYLE], after_reset=True):
+    with picture.drawing():
         figure = Figure(figsize=(WIDTH, height))
         axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         top = 1 - 0.75 / height
@@ -48,8 +31,7 @@ def picture(title: str, panels: Sequence[Panel]) -> bytes:
         for ax, panel in zip(axes, panels, strict=True):
             _panel(ax, *panel)
         axes[-1].set_xlabel("tokens seen")
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+        return picture.standalone(picture.svg(figure, "schedule", title))
 
 
 def _panel(ax: "Axes", curve: Scheduled, stages: Sequence[Stage], points: Sequence[Point]) -> None:
@@ -62,8 +44,7 @@ def _panel(ax: "Axes", curve: Scheduled, stages: Sequence[Stage], points: Sequen
     for stage in stages[:-1]:
         ax.axvline(stage.end, color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
     ax.set_title(curve.title, loc="left", fontsize=11, color=INK)
-    ax.set_axisbelow(True)
-    ax.grid(axis="y", color=QUIET, alpha=0.25, linewidth=0.6)
+    ax.grid(axis="y")
     ax.set_xlim(0, end)
     ax.set_ylim(0, curve.peak * 1.12)
     ticks = [end * part / 4 for part in range(5)]

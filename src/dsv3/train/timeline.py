@@ -23,7 +23,7 @@ from dsv3.parallel.mesh import place_of
 from dsv3.parallel.spans import Span
 from dsv3.runs.files import read_json, write_atomically
 from dsv3.train.timeline_figures import Lane, bubble, heading, trace
-from dsv3.train.timeline_picture import picture
+from dsv3.train.timeline_picture import draw
 
 READINGS = 5
 LARGEST_WORLD = 64
@@ -100,7 +100,7 @@ class Recorder:
         title = heading(self._layout, step, of_step)
         content = trace(lanes, {"step": step, "title": title, "bubble": of_step._asdict()})
         write_atomically(self._directory / f"step-{step}.json", json.dumps(content))
-        write_atomically(self._directory / f"step-{step}.svg", picture(title, lanes))
+        write_atomically(self._directory / f"step-{step}.svg", draw(title, lanes))
         for file in files:
             file.unlink()
 

@@ -1,25 +1,15 @@
 """A recorded step as one SVG: a lane for each rank, and where a lane is empty the rank is idle."""
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dsv3 import picture
 from dsv3.parallel.spans import Span
 from dsv3.train.timeline_figures import Lane
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, QUIET, IDLE = "#1a1a1a", "#8a8f98", "#eef0f3"
-STYLE: dict[str, Any] = {
-    "svg.hashsalt": "dsv3",  # ids that do not change from one drawing to the next
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "xtick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
 WIDTH, LANE_HEIGHT, AROUND = 14.0, 0.42, 1.75
 SMALLEST_LABEL = 0.010
 """Share of the step's width from which on a box has room for the number of its micro batch."""
@@ -34,40 +24,35 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[tuple[str, int], Kind] = {
-    ("forward", 0): Kind("forward", "#2458a6"),
-    ("forward", 1): Kind("forward, second part", "#7fa6dc"),
-    ("backward", 0): Kind("backward", "#c2571a"),
-    ("backward", 1): Kind("backward, second part", "#eba36b"),
-    ("optimizer", 0): Kind("optimizer", "#3b7d4f"),
-    ("other", 0): Kind("other", "#9a8fb0"),
-    ("all_to_all", 0): Kind("all-to-all", "#10131a", thin=True),
+    ("forward", 0): Kind("forward", picture.SERIES[0]),
+    ("forward", 1): Kind("forward, second part", picture.FAINT[0]),
+    ("backward", 0): Kind("backward", picture.SERIES[1]),
+    ("backward", 1): Kind("backward, second part", picture.FAINT[1]),
+    ("optimizer", 0): Kind("optimizer", picture.SERIES[2]),
+    ("other", 0): Kind("other", picture.SERIES[3]),
+    ("all_to_all", 0): Kind("all-to-all", picture.INK, thin=True),
 }
 """By category and part; a wait is not drawn: the rank is idle."""
 
 
-def picture(title: str, lanes: Sequence[Lane]) -> str:
+def draw(title: str, lanes: Sequence[Lane]) -> str:
     """The lanes in the order of the ranks, over milliseconds; the same text for the same spans."""
-    import matplotlib as mpl
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     height = LANE_HEIGHT * len(lanes) + AROUND
     end_ms = max(span.end_s for lane in lanes for span in lane.spans) * 1e3
-    buffer = io.BytesIO()
-    # Whatever the user's own matplotlibrc says, the picture is the same.
-    with mpl.style.context(["default", STYLE], after_reset=True):
+    with picture.drawing():
         figure = Figure(figsize=(WIDTH, height))
         ax = figure.subplots()
         figure.subplots_adjust(left=0.09, right=0.985, top=1 - 0.85 / height, bottom=0.6 / height)
         figure.suptitle(title, x=0.09, y=1 - 0.2 / height, ha="left", fontsize=13, weight="bold")
         drawn: set[tuple[str, int]] = set()
         for row, lane in enumerate(lanes):
-            ax.broken_barh([(0, end_ms)], (row - 0.4, 0.8), facecolor=IDLE)
+            ax.broken_barh([(0, end_ms)], (row - 0.4, 0.8), facecolor=picture.SHADE)
             drawn |= _lane(ax, row, lane, end_ms)
         _frame(ax, lanes, end_ms)
         _legend(ax, drawn)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().decode()
+        return picture.standalone(picture.svg(figure, "timeline", title))
 
 
 def _lane(ax: "Axes", row: int, lane: Lane, end_ms: float) -> set[tuple[str, int]]:
@@ -78,14 +63,14 @@ def _lane(ax: "Axes", row: int, lane: Lane, end_ms: float) -> set[tuple[str, int
     for key, kind in KINDS.items():
         boxes = [_box(span) for span in found.get(key, [])]
         bottom, height = (row + 0.2, 0.2) if kind.thin else (row - 0.4, 0.8)
-        edge: dict[str, Any] = {} if kind.thin else {"edgecolor": "white", "linewidth": 0.5}
+        edge: dict[str, Any] = {} if kind.thin else {"edgecolor": picture.PAPER, "linewidth": 0.5}
         ax.broken_barh(boxes, (bottom, height), facecolor=kind.colour, **edge)
     for span in lane.passes:
         start_ms, length_ms = _box(span)
         if length_ms >= SMALLEST_LABEL * end_ms:
             at = (start_ms + length_ms / 2, row - 0.08)
             number = str(span.args["micro_batch"])
-            ax.annotate(number, at, ha="center", va="center", fontsize=7.5, color="white")
+            ax.annotate(number, at, ha="center", va="center", fontsize=7.5, color=picture.PAPER)
     return found.keys() & KINDS.keys()
 
 

@@ -12,9 +12,9 @@ from dsv3.config.recipe import Recipe
 from dsv3.config.suggest import did_you_mean, listed
 from dsv3.errors import CheckpointError, ConfigError, Dsv3Error, Problem
 from dsv3.files import storage_error
+from dsv3.redaction import redact_arguments
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.files import write_atomically
-from dsv3.runs.provenance import redact_arguments
 
 FORMAT = 1
 _MOST_NAMES = 8

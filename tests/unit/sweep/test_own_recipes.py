@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from dsv3.config.recipe_rules import load_recipe
 from dsv3.errors import ConfigError
+from dsv3.sweep.expand import sweep_of
 
 GOOD = {
     "question": "Which?",
@@ -176,3 +178,16 @@ def test_a_hostile_file_is_not_loaded(tmp_path: Path) -> None:
     file.write_text("question: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match=r"mine.yaml:1: the tag .* is not allowed"):
         load_recipe("mine", config_dir=tmp_path)
+
+
+def test_the_recipes_of_the_guide_compose(tmp_path: Path, checkout: Path) -> None:
+    text = (checkout / "docs" / "recipes.md").read_text()
+    tokens = MarkdownIt().parse(text)
+    blocks = [token.content for token in tokens if token.type == "fence" and token.info == "yaml"]
+    assert len(blocks) == 2
+    (tmp_path / "recipe").mkdir()
+    for block in blocks:
+        (tmp_path / "recipe" / "mine.yaml").write_text(block)
+        words = ["recipe=mine", "data.path=text.jsonl", "data=jsonl", "seed=1"]
+        sweep = sweep_of(words, multirun=False, config_dir=tmp_path)
+        assert len(sweep.arms) == len(sweep.names) >= 2

@@ -22,7 +22,7 @@ WIDTH, HEIGHT, PLOT_HEIGHT = 7.4, 3.8, 3.0
 COLUMNS, PANEL_HEIGHT = 4, 1.25
 WARM_UP = 0.25
 """Share of the tokens whose values do not set the frame: where losses fall from ln(vocabulary)."""
-LONGEST_NAME = 24
+LONGEST_NAME = 22
 
 # Colour is one of three marks: dashes and markers tell series apart without it.
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))

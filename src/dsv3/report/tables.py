@@ -54,14 +54,18 @@ def verdicts(judgement: Judgement) -> Table:
 
 def results(judgement: Judgement) -> Table:
     """Every figure of every arm, in the layout of tables 4 and 5 while that has room."""
-    every = (judgement.deciding, *judgement.others)
     arms = [figures.arm for figures in judgement.deciding.arms]
+    every = [
+        findings
+        for findings in (judgement.deciding, *judgement.others)
+        if len(arms) > 1 or findings.info.name != "relative_loss_error"  # to oneself it is 0
+    ]
     cells = {
         (arm, findings.info.name): mean_and_spread(findings.of_arm(arm), findings.info.digits)
         for findings in every
         for arm in arms
     }
-    cells[judgement.baseline, "relative_loss_error"] = NOTHING  # to itself
+    cells[judgement.baseline, "relative_loss_error"] = NOTHING
     seeds = max(len(figures.values) for figures in judgement.deciding.arms)
     caption = (
         f"Mean {PLUS_MINUS} standard deviation over {plural(seeds, 'seed')}, "

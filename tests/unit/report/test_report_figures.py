@@ -88,6 +88,8 @@ def test_every_arm_is_labelled_and_has_a_mark_beside_its_colour(count: int) -> N
     assert figure is not None
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", figure.svg)
     assert set(arms) <= set(texts)
+    dotted = figure.svg.count("stroke-dasharray:1,1.65")
+    assert dotted == (count if count > figures.MOST_IN_ONE_PLOT else 0)  # the baseline in each
     if count <= figures.MOST_IN_ONE_PLOT:
         marks = figures._marks(arms, arms[0])
         assert len({(mark.dashes, mark.marker) for mark in marks.values()}) == count

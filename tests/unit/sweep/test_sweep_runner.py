@@ -127,7 +127,7 @@ def test_a_run_that_others_train_comes_last_and_is_not_trained_again(jobs, launc
         jobs[0].directory.done_path.write_text(RESULT)
         lock.release()
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     thread.start()
     assert run(jobs, watcher) == {1: (0, False), 2: (0, True), 3: (0, True)}
     thread.join()

@@ -15,6 +15,7 @@ from dsv3.sweep.arms import BASE, Arm
 from dsv3.sweep.record import SweepRecord, SweepRun
 from dsv3.sweep.runner import Job
 from dsv3.sweep.slots import slots
+from dsv3.sweep.tracking import tracked
 
 
 def resume(words: list[str], *, config_dir: Path | None, retry: bool, as_json: bool) -> int:
@@ -81,4 +82,4 @@ def _composed(
         if config_dir is None:
             remedy += ", or give the --config-dir it was asked for with"
         raise ConfigError(Problem(str(directory.path), rule, remedy))
-    return config
+    return tracked(config, record, run.arm)

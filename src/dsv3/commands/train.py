@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dsv3.commands import console
@@ -25,6 +26,7 @@ from dsv3.sweep.expand import sweep_of
 from dsv3.sweep.record import SweepRecord, SweepRun, keep, new_record
 from dsv3.sweep.runner import Job
 from dsv3.sweep.slots import slots
+from dsv3.sweep.tracking import tracked
 
 
 def train(
@@ -77,19 +79,18 @@ def train_one(arm: Arm, directory: RunDirectory, *, retry: bool, as_json: bool) 
 
 
 def _train_sweep(sweep: Sweep, *, retry: bool, as_json: bool) -> int:
-    configs = [arm.config for arm in sweep.arms]
+    record = _record(sweep)
+    arms = [replace(arm, config=tracked(arm.config, record, arm.name)) for arm in sweep.arms]
+    configs = [arm.config for arm in arms]
     root = Path(configs[0].sweep_root).expanduser().absolute()
     check_run_root(configs[0].sweep_root, key="sweep_root")
     room = slots(configs, this_machine())
     prepared = prepare_all(configs)
-    directories = [make_directory(*pair) for pair in zip(sweep.arms, prepared, strict=True)]
-    record = keep(_record(sweep), root)
-    total = len(directories)
+    directories = [make_directory(*pair) for pair in zip(arms, prepared, strict=True)]
+    record = keep(record, root)
     jobs = [
-        Job(number, total, arm, directory)
-        for number, (arm, directory) in enumerate(
-            zip(sweep.arms, directories, strict=True), start=1
-        )
+        Job(number, len(arms), arm, directory)
+        for number, (arm, directory) in enumerate(zip(arms, directories, strict=True), start=1)
     ]
     return run_sweep(record, root, jobs, room, retry=retry, as_json=as_json)
 

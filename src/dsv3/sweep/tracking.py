@@ -1,10 +1,11 @@
 """How the runs of a sweep are called on dashboards."""
 
 from dsv3.config.root import RunConfig
+from dsv3.sweep.record import SweepRecord
 
 
-def tracked(config: RunConfig, *, sweep_id: str, recipe: str | None, arm: str) -> RunConfig:
-    """`config` of an arm with group, name and tags filled in where the user left them open.
+def tracked(config: RunConfig, record: SweepRecord, arm: str) -> RunConfig:
+    """`config` of an arm of a sweep with group, name and tags where the user left them open.
 
     Nothing of it is in the run's identity. Without a mirror the configuration stays as it is, so
     that a run of two sweeps is asked for in the same words by both.
@@ -13,8 +14,9 @@ def tracked(config: RunConfig, *, sweep_id: str, recipe: str | None, arm: str) -
     if tracking.backend == "none":
         return config
     seed = f"seed {config.seed}"
+    recipe = record.name if record.recipe is not None else None
     of_the_sweep = {
-        "group": tracking.group if tracking.group is not None else sweep_id,
+        "group": tracking.group if tracking.group is not None else record.id,
         "name": tracking.name if tracking.name is not None else f"{arm} {seed}",
         "tags": tracking.tags or tuple(tag for tag in (recipe, arm, seed) if tag),
     }

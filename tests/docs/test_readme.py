@@ -4,12 +4,10 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 
 from architecture.checkout import kept_files
@@ -60,19 +58,9 @@ def parse(command: Any, words: list[str]) -> tuple[str, dict[str, Any]]:
     return " ".join(verb), dict(command.make_context(verb[-1], list(words)).params)
 
 
-def arms(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every arm of a sweep, in Hydra's grammar."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [
-        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
-        if each.is_sweep_override()
-        else [each.input_line or ""]
-        for each in parsed
-    ]
-    return [list(arm) for arm in product(*choices)]
-
-
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 DSV3_COMMANDS = [shlex.join(words[1:]) for words in commands() if words[0] == "dsv3"]
+GUIDE_COMMANDS = [shlex.join(words[1:]) for words in commands(GUIDE)]
 
 
 def test_the_console_blocks_hold_commands_of_ours_only() -> None:
@@ -82,14 +70,38 @@ def test_the_console_blocks_hold_commands_of_ours_only() -> None:
 
 @pytest.mark.parametrize("line", DSV3_COMMANDS)
 def test_a_command_is_understood_and_its_configuration_composes(line: str) -> None:
-    from dsv3.config.compose import compose
+    assert_composes(line)
+
+
+def assert_composes(line: str) -> None:
+    """The verb and its options are there, and so is every configuration that its words mean."""
+    from dsv3.sweep.expand import configurations
 
     _, parameters = parse(typer_command(), shlex.split(line))
     words = list(parameters.get("overrides") or parameters.get("words") or [])
-    sides = [side.split() for side in shlex.join(words).split(" vs ")]
-    for side in sides:
-        for arm in arms(side) if parameters.get("multirun") else [side]:
-            assert compose(arm).config.schedule.num_steps > 0
+    options = {name: parameters.get(name) for name in ("multirun", "config_dir")}
+    for side in shlex.join(words).split(" vs "):
+        for composed in configurations(side.split(), **options):
+            assert composed.config.schedule.num_steps > 0
+
+
+@pytest.fixture
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the guide has its reader write, where it says, and a text."""
+    monkeypatch.chdir(tmp_path)
+    blocks = fenced("yaml", GUIDE)
+    assert len(blocks) == 2
+    for block in blocks:
+        path = Path(block.split()[1])
+        path.parent.mkdir(parents=True)
+        path.write_text(block)
+    Path("corpus").mkdir()
+
+
+@pytest.mark.usefixtures("own_files")
+@pytest.mark.parametrize("line", GUIDE_COMMANDS)
+def test_a_command_of_the_guide_is_understood_and_composes(line: str) -> None:
+    assert_composes(line)
 
 
 def test_a_planted_unknown_verb_and_option_are_refused() -> None:
@@ -98,15 +110,6 @@ def test_a_planted_unknown_verb_and_option_are_refused() -> None:
         with pytest.raises(Exception, match=r"no such verb|[Nn]o such option"):
             parse(typer_command(), words[1:])
     assert len(commands(planted)) == 2
-
-
-def test_arms_of_a_sweep_are_told_apart() -> None:
-    assert arms(["balance=none,aux_free", "seed=range(1,3)", "model=moe_nano"]) == [
-        ["balance=none", "seed=1", "model=moe_nano"],
-        ["balance=none", "seed=2", "model=moe_nano"],
-        ["balance=aux_free", "seed=1", "model=moe_nano"],
-        ["balance=aux_free", "seed=2", "model=moe_nano"],
-    ]
 
 
 def test_make_targets_exist() -> None:

@@ -63,19 +63,20 @@ def verdict(judgement: Judgement, arm: str) -> str:
     findings = judgement.deciding
     comparison, digits = findings.comparisons[arm], findings.info.digits
     said = comparison.verdict or NOTHING
-    pairs = len(comparison.differences)
-    confidence = percent(judgement.confidence_of_each)
-    if judgement.rule.bound is not None:
+    bounded = judgement.rule.bound is not None
+    evidence = []
+    if bounded:
         mean = number(findings.of_arm(arm).summary.mean, digits)
-        evidence = [f"mean {mean}, bound {number(judgement.rule.bound, digits)}"]
-        shown = interval(comparison.interval, digits, signed=False)
-    else:
-        mean = number(comparison.mean, digits, signed=True)
-        evidence = [f"difference {mean}"]
-        shown = interval(comparison.interval, digits)
-    evidence.append(f"{confidence} interval {shown}")
-    evidence.append(f"smallest detectable difference {number(comparison.detectable, digits)}")
-    evidence.append(f"{pairs} pair{'' if pairs == 1 else 's'} of runs")
+        evidence.append(f"mean {mean}, bound {number(judgement.rule.bound, digits)}")
+    elif comparison.mean is not None:
+        evidence.append(f"difference {number(comparison.mean, digits, signed=True)}")
+    if comparison.interval is not None:
+        shown = interval(comparison.interval, digits, signed=not bounded)
+        evidence.append(f"{percent(judgement.confidence_of_each)} interval {shown}")
+    if comparison.detectable is not None:
+        evidence.append(f"smallest detectable difference {number(comparison.detectable, digits)}")
+    pairs = len(comparison.differences)
+    evidence.append(f"{pairs or 'no'} pair{'' if pairs == 1 else 's'} of runs")
     return f"{arm}: {said}. {_capital('; '.join(evidence))}."
 
 

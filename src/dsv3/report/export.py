@@ -40,7 +40,7 @@ def as_data(study: Study, judgement: Judgement) -> dict[str, Any]:
             "name": record.name,
             "model": record.model,
             "created_at": record.created_at,
-            "command": list(record.command),
+            "command": list(record.said),
             "baseline": record.baseline,
             "arms": list(record.arms),
         },

@@ -1,5 +1,7 @@
 """The tables of a report."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -203,7 +205,7 @@ def _data(config: RunConfig) -> dict[str, Any]:
 
 
 def _value(value: object) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload, no-any-return]
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def provenance(study: Study) -> Table:
@@ -238,7 +240,7 @@ def provenance(study: Study) -> Table:
             ),
         ),
         ("asked for at", study.record.created_at),
-        ("command", " ".join(study.record.command)),
+        ("command", shlex.join(study.record.said)),
         ("sweep", study.record.id),
     )
     return Table("provenance", "Where the runs come from", ("", ""), rows, numbers_from=2)

@@ -51,6 +51,11 @@ class SweepRecord(BaseModel):
     runs: tuple[SweepRun, ...]
 
     @property
+    def said(self) -> tuple[str, ...]:
+        """The command as it was typed, wherever the program lies."""
+        return ("dsv3", *self.command[1:])
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """Names of the arms, the baseline first, else as written."""
         return tuple(dict.fromkeys([self.baseline, *(run.arm for run in self.runs)]))

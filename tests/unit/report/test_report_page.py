@@ -7,6 +7,7 @@ import pytest
 
 import fabricated
 from dsv3 import picture
+from dsv3.report import tables
 from dsv3.report.blocks import Page
 from dsv3.report.html import html
 from dsv3.report.page import build
@@ -177,6 +178,17 @@ def test_the_published_result_stands_beside_ours_with_a_reason(page: Page) -> No
     assert table.rows[0][table.columns.index("published: aux-loss-free")] == "0.724"
     assert "1.33T there" in table.rows[0][-1]
     assert all(row[-1] for row in table.rows)
+
+
+def test_where_arms_differ_values_are_as_in_the_configuration() -> None:
+    rows = tables.configuration(fabricated.study(arms=("none", "aux_free"), seeds=(1,))).rows
+    assert ("aux_free", "balance.bias_update_speed", "0.0", "0.003") in rows
+    assert ("aux_free", "balance.strategy", "none", "aux_free") in rows
+
+
+def test_the_command_is_as_typed_and_not_where_the_program_lies(study: Study) -> None:
+    rows = dict(tables.provenance(study).rows)
+    assert rows["command"] == "dsv3 train recipe=table5_balance model=moe_nano"
 
 
 def test_the_same_study_gives_the_same_bytes(study: Study, page: Page) -> None:

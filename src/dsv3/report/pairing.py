@@ -53,7 +53,14 @@ def _differences(run: StudyRun, baseline: StudyRun) -> list[str]:
         both = [_all_of(origin, each) for each in (run, baseline)]
         if len(both[0]) != 1 or both[0] != both[1]:
             found.append(f"different {what}")
+    # What is evaluated is no part of a run's name: a finished run keeps what it was asked for.
+    if _evaluated_tokens(run) != _evaluated_tokens(baseline):
+        found.append("different sizes of the evaluation set")
     return found
+
+
+def _evaluated_tokens(run: StudyRun) -> Any:
+    return None if run.result is None else run.result.get("evaluated_tokens")
 
 
 def _of_starts(run: StudyRun, baseline: StudyRun) -> list[str]:

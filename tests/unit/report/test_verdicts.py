@@ -152,6 +152,18 @@ def test_runs_that_are_no_pairs_are_not_compared(changes, what):
     assert verdict(runs_of(**changes)) == f"not comparable: {what} (seeds 1, 2, 3)"
 
 
+def test_runs_evaluated_on_sets_of_different_sizes_are_no_pairs():
+    runs = [
+        made_run("base", s, result={"loss": v, "evaluated_tokens": 64}) for s, v in BASE.items()
+    ]
+    for tokens, expected in [(64, BETTER), (256, "not comparable: different sizes of the")]:
+        ours = [
+            made_run("free", s, result={"loss": BASE[s] + by, "evaluated_tokens": tokens})
+            for s, by in SHIFTS.items()
+        ]
+        assert verdict(runs + ours, metric="loss").startswith(expected)
+
+
 def test_runs_that_changed_on_their_way_are_no_pairs_though_both_did():
     both = (provenance(), provenance(threads_per_rank=1))
     runs = [made_run("base", s, loss, attempts=both) for s, loss in BASE.items()]

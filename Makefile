@@ -26,8 +26,9 @@ demo: $(STAMP)  ## Train table 5's arms with two seeds on text found here, and r
 	  launcher.parallel=null launcher.threads_per_rank=1
 	$(PY) -m dsv3 report table5_balance
 
+# In the order of the directories: files of many processes first, small ones fill up the end.
 test: $(STAMP)  ## Run all tests but those of `make faults`
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: $(STAMP)  ## Run the long fault tests, an hour or two: 300 kills and more
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s -o faulthandler_timeout=0 $(PYTEST_ARGS)

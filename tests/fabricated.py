@@ -61,7 +61,7 @@ def study(
         model="moe_nano",
         run_root=Path("/nowhere/runs"),
         created_at="2026-01-02T03:04:05+00:00",
-        command=("/home/me/bin/dsv3", "train", "recipe=table5_balance", "model=moe_nano"),
+        command=("some/where/bin/dsv3", "train", "recipe=table5_balance", "model=moe_nano"),
         recipe=written if recipe else None,
         baseline=arms[0],
         runs=asked,

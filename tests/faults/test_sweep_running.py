@@ -195,11 +195,15 @@ def test_nobody_is_left_when_the_process_of_the_sweep_alone_is_killed(home):
             "they end",
             seconds=15,
         )
-    for run in home.runs:
+    # On busy cores one may have been done before the other had begun.
+    stopped = [run for run in home.runs if run.status() is not Status.DONE]
+    assert stopped, "none was left to go on with"
+    for run in stopped:
         assert (run.checkpoints / f"step-{steps(run)[-1]}").is_dir(), "saved on the way"
     assert home.ask("resume", home.sweep.stem)[0] == 0
     require_trained_once(home, 2)
-    assert all(len(events(run, "started")) == 2 for run in home.runs)
+    for run in home.runs:
+        assert len(events(run, "started")) == (2 if run in stopped else 1)
 
 
 def test_a_run_whose_directory_is_gone_is_composed_again(home):

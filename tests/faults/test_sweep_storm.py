@@ -17,8 +17,9 @@ RUNS = 6
 def test_a_sweep_killed_at_random_moments(tmp_path, monkeypatch, parallel):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     home = Home(tmp_path)
-    # Slow enough that there is always something to kill: 20 kills fall before the last step.
-    home.environment["STUB_STEP_S"] = "0.05"
+    # Slow enough that there is always something to kill: a kill lets through about two of 120 steps
+    # that stay, on a fast machine too.
+    home.environment["STUB_STEP_S"] = "0.3"
     first = ["train", "-m", *home.words(), f"launcher.parallel={parallel}"]
     draw = random.Random(SEED)
     fired, moments = 0, {"before a run": 0, "between steps": 0}

@@ -14,7 +14,7 @@ def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
     Accumulation is ours (`TrainingEngine.train_step` marks the last micro batch), hence 1 here:
     DeepSpeed would divide by a fixed number, and the batch size may follow a schedule.
     """
-    bf16 = config.precision.recipe == "bf16"
+    bf16 = config.precision.weights == "bf16"
     micro_batch_size = config.schedule.micro_batch_size
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,

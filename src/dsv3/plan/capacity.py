@@ -35,7 +35,7 @@ def check_capacity(config: RunConfig, machine: Machine) -> None:
 
 
 def _refuse_fp8(config: RunConfig) -> None:
-    if config.precision.is_fp8:
+    if config.precision.backend == "te":
         rule = (
             "this version has no FP8 products: neither Transformer Engine's layers nor their"
             " emulation are built in"

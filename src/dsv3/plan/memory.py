@@ -13,7 +13,7 @@ from dsv3.plan.parameters import ParameterCounts, count_mtp, count_parameters
 from dsv3.plan.stages import layer_ranges
 
 # FP8 products quantise weights that are kept in BF16; the copies are no state.
-BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8_block": 2, "fp8_block_emulated": 2}
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2}
 # Gradients are accumulated in FP32 in every recipe.
 BYTES_PER_GRADIENT = 4
 # DeepSpeed keeps a master beside FP32 weights too.
@@ -104,7 +104,7 @@ def _rank_bytes(stage: StageWeights, config: RunConfig) -> StateBytes:
     sharded += _shard(experts, layout.expert_data_parallel_size)
     state_bytes = BYTES_PER_MASTER + 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype]
     return StateBytes(
-        weights=held * BYTES_PER_WEIGHT[config.precision.recipe],
+        weights=held * BYTES_PER_WEIGHT[config.precision.weights],
         gradients=_gradients(layout, held, sharded) * BYTES_PER_GRADIENT,
         optimizer=sharded * state_bytes,
     )

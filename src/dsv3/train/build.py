@@ -5,9 +5,12 @@ import os
 import torch
 from torch import Tensor
 
+from dsv3.config.precision import PrecisionConfig
 from dsv3.config.root import RunConfig
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.groups import expert_group
+from dsv3.model.backends import Backend
+from dsv3.model.backends.emulated import EmulatedBackend
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.compile import compile_model
 from dsv3.model.init import fill, materialise
@@ -37,6 +40,22 @@ def choose_device(config: RunConfig) -> torch.device:
     return device
 
 
+def choose_backend(precision: PrecisionConfig) -> Backend:
+    """The layers of a precision recipe; Transformer Engine is imported only where it is asked for.
+
+    Raises CapacityError if it is not there, or not with what the recipe needs.
+    """
+    match precision.backend:
+        case "torch":
+            return TorchBackend()
+        case "emulated":
+            return EmulatedBackend(precision)
+        case "te":
+            from dsv3.model.backends.te import TransformerEngineBackend
+
+            return TransformerEngineBackend(precision)
+
+
 def build_model(config: RunConfig, device: torch.device, place: Place | None = None) -> Transformer:
     """The model with its initial weights, in the type of the precision recipe.
 
@@ -51,10 +70,11 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
     if len(local) < experts:
         group = expert_group(config.parallelism)
         dispatcher = AllToAllDispatcher(experts, group, fp8=fp8)
+    backend = choose_backend(config.precision)
     with torch.device("meta"):
         model = Transformer(
             config.model,
-            backend=TorchBackend(),
+            backend=backend,
             dispatcher=dispatcher,
             parts=None if place is None else layers_held(config, place.stage),
             local_experts=local,
@@ -62,8 +82,9 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
             balance=config.balance,
             mtp=config.mtp,
         )
-    dtype = WEIGHT_DTYPES[config.precision.recipe]
+    dtype = WEIGHT_DTYPES[config.precision.weights]
     materialise(model, config.model, seed=config.seed, device=device, dtype=dtype)
+    backend.prepare(model)
     if config.launcher.compile:
         compile_model(model)
     return model
@@ -79,7 +100,7 @@ def build_engine(
     engine = TrainingEngine(
         model, config, device=device, expert_parameter=is_expert, pipeline=pipeline
     )
-    if config.precision.recipe != "fp32":
+    if config.precision.weights != "fp32":
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
         def initial(name: str) -> Tensor:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from dsv3.config import pipeline_rules, precision_rules, rules
+from dsv3.config import pipeline_rules, rules
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
+from unit.config import precision_cases
 
 
 @pytest.fixture(scope="module")
@@ -395,27 +396,7 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "recompute=moe: drops parts of a block, which launcher.compile=true compiles whole; use"
         " recompute=full or none, or launcher.compile=false",
     ),
-    (
-        precision_rules.only_fp8_has_tilings,
-        {},
-        {"precision.dgrad_tiling": "tile"},
-        "precision.dgrad_tiling=tile: precision.recipe=fp32 quantises no gradients;"
-        " choose precision=fp8_block or fp8_block_emulated, or leave the tiling out",
-    ),
-    (
-        precision_rules.only_fp8_has_tilings,
-        {"precision.recipe": "fp8_block", "precision.dgrad_tiling": "tile"},
-        {"precision.dgrad_tiling": None},
-        "precision.dgrad_tiling=null: precision.recipe=fp8_block quantises gradients, with scales"
-        " of some shape; use tile, the report's, or block",
-    ),
-    (
-        precision_rules.hardware_has_no_block_by_block_product,
-        {"precision.recipe": "fp8_block", "precision.dgrad_tiling": "tile"},
-        {"precision.dgrad_tiling": "block"},
-        "precision.dgrad_tiling=block: precision.recipe=fp8_block has no product of two operands"
-        " with 128 x 128 scales; use precision=fp8_block_emulated",
-    ),
+    *precision_cases.CASES,
     (
         rules.no_value_holds_a_secret,
         {"run.tag": "mine", "data.path": "/data/part-?.jsonl"},

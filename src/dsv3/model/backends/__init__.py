@@ -36,3 +36,10 @@ class Backend(Protocol):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         """Causal attention of [B, H, S, d] queries and keys over [B, H, S, V] values."""
         ...
+
+    def prepare(self, model: nn.Module) -> None:
+        """Called once, when the layers made here have their places and weights in `model`.
+
+        A layer learns its canonical name here, under which it notes its products.
+        """
+        ...

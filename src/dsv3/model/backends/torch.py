@@ -32,6 +32,9 @@ class TorchBackend:
         """Causal attention of [B, H, S, d] queries and keys over [B, H, S, V] values."""
         return causal_attention(q, k, v, scale=scale)
 
+    def prepare(self, model: nn.Module) -> None:
+        """Nothing: these layers note no products."""
+
 
 class TorchRmsNorm(nn.Module):
     """x / rms(x) * weight."""

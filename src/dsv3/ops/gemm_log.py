@@ -1,8 +1,9 @@
 """What the products of a model really ran in: the proof behind `precision=`, and its health.
 
 Backends note every product of a layer whose precision a recipe decides, where it happens and from
-the operands it is given: a layer that fell back to another type says so itself. Nothing is noted
-and nothing costs time outside of `recording`.
+the operands it is given: a layer that fell back to another type says so itself. A layer that was
+given no rows notes its products all the same. Nothing is noted and nothing costs time outside of
+`recording`.
 """
 
 from collections import Counter
@@ -10,14 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-GemmKind = Literal["fprop", "dgrad", "wgrad"]
+import torch
+
+GemmKind = Literal["fprop", "dgrad", "wgrad", "backward"]
+"""`backward`: of the backward pass of what is no layer with a weight, as attention."""
 Role = Literal["input", "weight", "gradient", "gradient for weights"]
 
 
 class Gemm(NamedTuple):
     """One kind of product: whose, which of the three, and the formats of operands and result.
 
-    Formats read `e4m3 1x128 power_of_two`, `bf16`, `fp32`: type, tile, kind of scale.
+    Formats read `e4m3 1x128 power_of_two`, `e5m2 tensor fp32`, `bf16`, `fp32`: type, tile (rows x
+    columns of the operand as it is stored), kind of scale. The log itself finds out whether the
+    product ran again, in a backward pass.
     """
 
     layer: str
@@ -25,6 +31,7 @@ class Gemm(NamedTuple):
     left: str
     right: str
     output: str
+    recomputed: bool = False
 
 
 class Range(NamedTuple):
@@ -60,7 +67,8 @@ class GemmLog:
 
     def product(self, gemm: Gemm) -> None:
         """Count a product."""
-        self.calls[gemm] += 1
+        again = gemm.kind == "fprop" and in_backward()
+        self.calls[gemm._replace(recomputed=again)] += 1
 
     def range(self, layer: str, role: Role, found: Range) -> None:
         """Keep the worst range of an operand."""
@@ -70,6 +78,11 @@ class GemmLog:
 
 # Of the process and not of a context: backward passes run on threads of their own on a GPU.
 _log: GemmLog | None = None
+
+
+def in_backward() -> bool:
+    """Whether autograd is in the middle of a backward pass, on this thread."""
+    return torch._C._current_autograd_node() is not None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from dsv3.train.layers import ModelLayers
 from dsv3.train.loop import Trainer
 from dsv3.train.policies import Policies
 from dsv3.train.position import Position
+from dsv3.train.proof import Proof
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reports
 from dsv3.train.stages import PipelinedModel, build_pipeline
@@ -94,6 +95,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "digests": Digests(),
             "policies": Policies(config.health),
             "recorder": Recorder(config, ranks, Path(), device),
+            "proof": Proof(config, ranks, model, None),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

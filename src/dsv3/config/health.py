@@ -58,6 +58,18 @@ class HealthConfig(Section):
         gt=0,
         le=1,
     )
+    largest_fp8_overflow: float = field(
+        "Alarm `fp8_overflow` when a larger share of an operand of a layer is cut to the largest"
+        " FP8 number; looked at in the last step of each window.",
+        ge=0,
+        le=1,
+    )
+    largest_fp8_underflow: float = field(
+        "Alarm `fp8_underflow` when a larger share of an operand of a layer is not zero, but is in"
+        " FP8.",
+        ge=0,
+        le=1,
+    )
 
     @property
     def rolls_back(self) -> bool:

@@ -18,3 +18,12 @@ def is_expert(name: str) -> bool:
 def is_norm(name: str) -> bool:
     """Whether the parameter is the weight of an RMSNorm."""
     return name.endswith("norm.weight")
+
+
+def in_recipe(name: str) -> bool:
+    """Whether `precision.recipe` decides the products with this parameter.
+
+    Embedding, head and routers are left in the type of the weights or FP32; norms have no products.
+    """
+    stays = ("model.embed_tokens.weight", "lm_head.weight")
+    return not (name in stays or name.endswith(".mlp.gate.weight") or is_norm(name))

@@ -25,6 +25,7 @@ TILE = 128
 EXPONENT_BITS = 0x7F800000
 ROUNDING = 1.5 * 2.0**20  # x 2^e: adding it leaves a number of [2^e, 2^(e+1)) the mantissa of E4M3
 SMALLEST_NORMAL_E4M3 = 2.0**-6
+LARGEST_ROUNDED = 464.0  # as far as numbers round to 448: FP32 scales leave some a bit above it
 LARGEST_LOST = 2.0**-10  # half of the smallest step, a tie that goes to zero
 
 Shape = tuple[int, int]
@@ -88,7 +89,7 @@ def range_of(x: Tensor, tile: Shape, power_of_two: bool) -> Range:
     tiles, scales = _scaled(x, tile, power_of_two=power_of_two)
     scaled = _untiled(tiles, x.shape)
     lost = (x != 0) & (scaled.abs() <= LARGEST_LOST)
-    cut_off = scaled.abs() > LARGEST_E4M3
+    cut_off = scaled.abs() > LARGEST_ROUNDED
     return Range(
         amax=float(x.abs().amax()),
         smallest_scale=float(scales.amin()),

@@ -10,6 +10,7 @@ attempts.jsonl    one line per start of the ranks: provenance, and what differs 
 metrics.jsonl     one line per step and evaluation
 digests.jsonl     with run.digests: hashes of every step, and of the final state
 events.jsonl      what happened
+gemms.json        formats of every product, in an attempt's first step and in the last evaluation
 timeline/         with run.timeline_step: what every rank did in that step
 evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
@@ -98,6 +99,7 @@ class RunDirectory:
         self.metrics_path = path / "metrics.jsonl"
         self.digests_path = path / "digests.jsonl"
         self.events_path = path / "events.jsonl"
+        self.gemms_path = path / "gemms.json"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"
         self.logs = path / "logs"

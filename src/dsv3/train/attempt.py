@@ -26,6 +26,7 @@ from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.layers import ModelLayers
 from dsv3.train.loop import Trainer, train_to_end
 from dsv3.train.policies import Policies
+from dsv3.train.proof import Proof
 from dsv3.train.ranks import Ranks
 from dsv3.train.reporter import Reporter, Reports
 from dsv3.train.signals import StopRequest
@@ -128,6 +129,7 @@ def _train(
         digests=digests,
         policies=Policies(config.health, None if state is None else state["policies"]),
         recorder=Recorder(config, ranks, run.path, device),
+        proof=Proof(config, ranks, model, run, attempt=attempt),
     )
     try:
         evaluation = train_to_end(trainer)

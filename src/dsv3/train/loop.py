@@ -28,6 +28,8 @@ from dsv3.train.layers import ModelLayers
 from dsv3.train.load import load_record, take_load
 from dsv3.train.policies import Policies
 from dsv3.train.position import Position
+from dsv3.train.proof import Proof
+from dsv3.train.ranges import ranges_record
 from dsv3.train.ranks import Ranks
 from dsv3.train.refusal import refuse, without_update
 from dsv3.train.reporter import Record, Reports
@@ -59,6 +61,7 @@ class Trainer:
     digests: Digests
     policies: Policies
     recorder: Recorder
+    proof: Proof
 
     @property
     def done(self) -> bool:
@@ -118,7 +121,7 @@ def train_step(trainer: Trainer) -> Record:
         if left_out:
             figures = without_update(trainer)
         else:
-            with trainer.recorder.step(after.step):
+            with trainer.recorder.step(after.step), trainer.proof.step(after.step):
                 figures = _update(trainer, after.step, values)
     except RefusedStepError as refused:
         remaining = refuse(trainer, refused)
@@ -148,7 +151,9 @@ def _update(trainer: Trainer, step: int, values: dict[str, float]) -> Record:
     update_biases(layers, load, balance, gamma=values["bias_update_speed"])
     keep_for_next_step(layers, load, balance)
     of_load = load_record(load, layers)
-    for alarm in trainer.alarms.after_step(step, load):
+    ranges = trainer.proof.ranges(step)
+    alarms = trainer.alarms
+    for alarm in (*alarms.after_step(step, load), *alarms.after_ranges(step, ranges)):
         trainer.reporter.alarm(alarm)
     return {
         "loss": result.losses["lm"][0],
@@ -157,14 +162,21 @@ def _update(trainer: Trainer, step: int, values: dict[str, float]) -> Record:
         "mtp_loss": result.losses["mtp"],
         "grad_norm": result.grad_norm,
         **of_load,
+        **ranges_record(ranges),
     }
 
 
 def _before_update(trainer: Trainer, step: int, result: StepResult) -> None:
-    """Check replicas if it is time to, before the update makes them anew; judge the figures."""
+    """Check replicas if it is time to, before the update makes them anew; judge the figures.
+
+    In the first step of an attempt the formats of all products too.
+    """
     every_steps = trainer.config.health.replica_check_steps
     if every_steps is not None and step % every_steps == 0:
         refuse_different_replicas(trainer.engine, step, trainer.checkpoints.newest)
+    proved = trainer.proof.after_passes(step)
+    if proved is not None:
+        trainer.reporter.note(proved)
     for spike in trainer.policies.judge(result):
         trainer.reporter.event("spike", step=step, **spike._asdict())
         trainer.reporter.note(f"step {step}: spike: {spike}")
@@ -174,7 +186,12 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
     """Evaluate at the current position, write its files and report it."""
     config, device = trainer.config, trainer.device
     batch_size, depth = config.schedule.micro_batch_size, config.mtp.num_nextn_predict_layers
-    with trainer.engine.evaluating():
+    with trainer.engine.evaluating(), trainer.proof.evaluation() as recorded:
+
+        def on_batch(_batch: int, _loss: float) -> None:
+            recorded()  # the first batch shows what all do
+            trainer.heartbeat.beat()
+
         evaluation = evaluate(
             trainer.model,
             trainer.validation,
@@ -183,8 +200,9 @@ def evaluate_now(trainer: Trainer) -> Evaluation:
             layers=trainer.layers,
             ranks=trainer.ranks,
             mtp_depth=depth,
-            on_batch=lambda _batch, _loss: trainer.heartbeat.beat(),
+            on_batch=on_batch,
         )
+    trainer.proof.after_evaluation(trainer.position.step)
     refuse_non_finite_loss(evaluation.loss, trainer.position, trainer.checkpoints.newest)
     if trainer.ranks.is_first:
         save_evaluation(trainer.run, config, device, trainer.position, evaluation, by_training=True)

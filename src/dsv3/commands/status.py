@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsv3.commands import console
+from dsv3.commands.products import products
 from dsv3.commands.progress_table import COLUMNS, NUMBERS_FROM, row, summary
 from dsv3.commands.targets import FoundRun, FoundSweep, Target, newest_sweeps, targets, understood
 from dsv3.errors import ConfigError, Problem
@@ -69,6 +70,9 @@ def _print(watched: Sequence[Watched], *, clear: bool) -> bool:
             _write_table(runs)
     if alone:
         _write_table(alone)
+    for run in alone:
+        if (ran := products(run.directory)) is not None:
+            console.write(f"{run.id}: {ran['text']}")
     sys.stdout.flush()
     return any(
         holder is not None or any(run.status == "running" for run in runs)
@@ -87,7 +91,7 @@ def _data(watched: Sequence[Watched]) -> dict[str, Any]:
     sweeps, alone = [], []
     for each in watched:
         holder, runs = each.read()
-        entries = [run.record() for run in runs]
+        entries = [run.record() | {"products": products(run.directory)} for run in runs]
         if not isinstance(each.target, FoundSweep):
             alone += entries
             continue

@@ -121,7 +121,7 @@ class Alarms:
         return self._judge(step, window) if is_complete else []
 
     def after_ranges(self, step: int, ranges: Ranges) -> list[Alarm]:
-        """Take the ranges of `step`, of all ranks; none if it is not one whose ranges were taken."""
+        """Take the ranges of `step`, over all ranks; none if they were not taken in it."""
         if not ranges:
             return []
         alarms: list[Alarm] = []
@@ -171,7 +171,7 @@ class Alarms:
         values: Mapping[int, float],
         operands: Mapping[int, str],
     ) -> list[Alarm]:
-        """What begins and what ends with the values of all layers; `operands` are whose they are."""
+        """What begins and what ends with the values of layers; `operands` are whose they are."""
         limit = rule.limit(self._health)
         broken = {layer for layer, value in values.items() if rule.broken(value, limit)}
         active, self._active[alarm] = self._active[alarm], broken

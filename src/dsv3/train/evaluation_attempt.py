@@ -20,6 +20,7 @@ from dsv3.train.evaluation_files import Weights, save_evaluation
 from dsv3.train.health import refuse_non_finite_loss
 from dsv3.train.layers import ModelLayers
 from dsv3.train.position import Position
+from dsv3.train.proof import Proof
 from dsv3.train.weights import find_checkpoint, load_weights
 
 
@@ -71,6 +72,7 @@ def _evaluate(
     began_s = time.monotonic()
 
     def on_batch(done: int, loss: float) -> None:
+        recorded()
         check()
         sequences = min(done * config.schedule.micro_batch_size, len(samples))
         tokens = sequences * config.schedule.sequence_length
@@ -78,8 +80,9 @@ def _evaluate(
         shown.step(done, loss=loss, tokens_per_second=speed)
 
     model.eval()
-    with torch.no_grad():
-        return evaluate(
+    proof = Proof(config, None, model, None)
+    with torch.no_grad(), proof.evaluation() as recorded:
+        evaluation = evaluate(
             model,
             samples,
             config.schedule.micro_batch_size,
@@ -88,3 +91,5 @@ def _evaluate(
             mtp_depth=config.mtp.num_nextn_predict_layers,
             on_batch=on_batch,
         )
+    proof.after_evaluation()
+    return evaluation

@@ -44,20 +44,21 @@ def listed(calls: Calls) -> list[list[Any]]:
 
 
 def summary(found: Found) -> dict[str, Any]:
-    """How many of the promised products were in FP8, and the other types with who ran in them."""
+    """How many of the promised products were in FP8, and who ran in other types; as text too."""
     in_fp8 = {(gemm.layer, gemm.kind) for gemm in found.calls if _type(gemm) == "fp8"}
     others: dict[str, set[str]] = defaultdict(set)
     for gemm in found.calls:
         if _type(gemm) != "fp8":
             others[_type(gemm)].add(_group(gemm.layer))
-    return {
+    figures: dict[str, Any] = {
         "fp8": len(in_fp8),
         "promised": len(found.promised),
         "others": {kind: sorted(groups) for kind, groups in sorted(others.items())},
     }
+    return figures | {"text": _sentence(figures)}
 
 
-def sentence(figures: Mapping[str, Any]) -> str:
+def _sentence(figures: Mapping[str, Any]) -> str:
     """`FP8: 84 of 84 products of linear layers and experts; bf16: attention, head`."""
     parts = []
     if figures["promised"] > 0 or figures["fp8"] > 0:
@@ -92,7 +93,12 @@ def section(found: Found, *, attempt: int, step: int, ranks: int) -> dict[str, A
 
 
 def write_section(
-    run: RunDirectory, name: str, content: Mapping[str, Any], precision: PrecisionConfig, **also: Any
+    run: RunDirectory,
+    name: str,
+    content: Mapping[str, Any],
+    precision: PrecisionConfig,
+    *,
+    observed: bool,
 ) -> None:
     """Replace a section of the file, `training` or `evaluation`; the other stays.
 
@@ -108,7 +114,9 @@ def write_section(
         "recipe": precision.recipe,
         "asked": None if asked is None else {kind: list(pair) for kind, pair in asked.items()},
     }
-    write_json(run.gemms_path, head | also | kept | {name: content}, writer="training")
+    write_json(
+        run.gemms_path, head | {"observed": observed} | kept | {name: content}, writer="training"
+    )
 
 
 def _type(gemm: Gemm) -> str:

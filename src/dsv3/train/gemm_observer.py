@@ -72,7 +72,7 @@ def observing(model: nn.Module) -> Iterator[Counter[str]]:
 
 class _Observer(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows: Counter[str] = Counter()
         weights = [_weight(name, parameter) for name, parameter in model.named_parameters()]
         addresses = (parameter.data_ptr() for parameter in model.parameters())
@@ -124,8 +124,8 @@ class _Observer(TorchDispatchMode):
 
     def _note(self, layer: str, kind: GemmKind, tensors: tuple[Tensor, Tensor, Tensor]) -> None:
         if not in_backward():
-            # Without a graph the newest node is another's, and has its layer already if it needs one.
-            self._layer_of_node.setdefault(torch.autograd._get_sequence_nr() - 1, layer)
+            # Without a graph the newest node is another's, and has its layer if it needs one.
+            self._layer_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, layer)
         left, right, output = (_format(tensor) for tensor in tensors)
         note(Gemm(layer, kind, left, right, output))
 
@@ -163,8 +163,10 @@ class _Observer(TorchDispatchMode):
         """The innermost module of a forward pass, or the layer that the gradient is of."""
         if self._modules:
             return self._modules[-1] or NOBODY
-        node = torch._C._current_autograd_node()
-        return NOBODY if node is None else self._layer_of_node.get(node._sequence_nr(), NOBODY)
+        if not in_backward():
+            return NOBODY
+        number = torch._C._current_autograd_node()._sequence_nr()
+        return self._layer_of_node.get(number, NOBODY)
 
     def _attention(self) -> str:
         # Recomputation calls a part of the module, past its hooks.

@@ -8,6 +8,7 @@ not get it ends here. At the end of a window the ranges of FP8 operands are take
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ from dsv3.train.gemm_check import (
     in_words,
     recipe_layers,
 )
-from dsv3.train.gemm_file import Found, listed, section, sentence, summary, union, write_section
+from dsv3.train.gemm_file import Found, listed, section, summary, union, write_section
 from dsv3.train.gemm_observer import observing
 from dsv3.train.ranges import Ranges, worst_of_ranks
 from dsv3.train.ranks import Ranks
@@ -33,14 +34,15 @@ from dsv3.train.ranks import Ranks
 class Proof:
     """What this rank records; every rank is asked for the same at the same time.
 
-    `model` is the part of it that this rank holds. Without a `run` nothing is written. A compiled
-    model is not looked into, because it would not run compiled then: there is what layers note.
+    `model` is the part of it that this rank holds. Without `ranks` this process is alone, without a
+    `run` nothing is written. A compiled model is not looked into, because it would not run compiled
+    then: there is what layers note.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        ranks: Ranks,
+        ranks: Ranks | None,
         model: nn.Module,
         run: RunDirectory | None,
         *,
@@ -82,9 +84,9 @@ class Proof:
             return None
         found = self._judge("training", step, TRAINING)
         self._due = False
-        return sentence(summary(found)) if self._config.precision.is_fp8 else None
+        return str(summary(found)["text"]) if self._config.precision.is_fp8 else None
 
-    def after_evaluation(self, step: int) -> None:
+    def after_evaluation(self, step: int = 0) -> None:
         """The same for an evaluation, which has no backward pass (collective)."""
         self._judge("evaluation", step, EVALUATION)
         self._log = None
@@ -98,6 +100,7 @@ class Proof:
         if not self._is_measured(step):
             return {}
         assert self._log is not None, "the step is being recorded"
+        assert self._ranks is not None, "training has ranks"
         return worst_of_ranks(self._log.ranges, self._ranks)
 
     def _is_measured(self, step: int) -> bool:
@@ -114,12 +117,15 @@ class Proof:
         """What all ranks did, written down and compared."""
         assert self._log is not None, "something was recorded"
         asked = asked_for(self._config.precision)
-        calls, broken, promised = self._log.calls, {}, []
+        calls = self._log.calls
+        broken: dict[str, list[str]] = {}
+        promised: list[list[str]] = []
         if asked is not None:
             layers = Layers(self._layers, self._idle())
             broken = broken_promises(calls, layers, asked, kinds)
             promised = [[layer, kind] for layer in self._layers for kind in kinds]
-        of_ranks = self._ranks.all_gather([listed(calls), broken, promised])
+        own: list[Any] = [listed(calls), broken, promised]
+        of_ranks = [own] if self._ranks is None else self._ranks.all_gather(own)
         found = Found(
             union(each for each, _, _ in of_ranks),
             frozenset((layer, kind) for _, _, each in of_ranks for layer, kind in each),
@@ -138,7 +144,7 @@ class Proof:
         return [each for each in self._layers if ".mlp.experts." in each and not _rows(rows, each)]
 
     def _write(self, name: str, step: int, found: Found) -> None:
-        if self._run is None or not self._ranks.is_first:
+        if self._run is None or self._ranks is None or not self._ranks.is_first:
             return
         content = section(found, attempt=self._attempt, step=step, ranks=self._ranks.size)
         observed = not self._config.launcher.compile
@@ -146,8 +152,9 @@ class Proof:
 
     def _not_as_asked(self, found: Found) -> NumericHealthError:
         setting = f"precision.recipe={self._config.precision.recipe}"
-        where = "gemms.json" if self._run is None else str(self._run.gemms_path)
-        remedy = f"{where} lists every product; precision=bf16 (a new run) asks for no FP8"
+        remedy = "precision=bf16 (a new run) asks for no FP8"
+        if self._run is not None:
+            remedy = f"{self._run.gemms_path} lists every product; {remedy}"
         return NumericHealthError(
             [Problem(setting, line, remedy) for line in in_words(found.broken)]
         )

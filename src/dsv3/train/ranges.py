@@ -1,4 +1,4 @@
-"""How well tensors fit FP8: the ranges that layers note, over all ranks, as a step's line has them."""
+"""How well tensors fit FP8: the ranges that layers note, over all ranks, for a step's line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,21 +26,19 @@ def worst_of_ranks(ranges: Ranges, ranks: Ranks) -> Ranges:
 
 
 def ranges_record(ranges: Ranges) -> dict[str, Any]:
-    """What a step's line says: the worst shares, and a row for every operand of every layer.
+    """What a step's line says: the worst shares, and the figures of every operand of every layer.
 
-    Empty if no layer noted any.
+    In the order of `Range`, as lists, for a model has thousands. Empty if no layer noted any.
     """
     if not ranges:
         return {}
-    rows = [
-        {"layer": layer, "operand": role}
-        | {name: _short(value) for name, value in found._asdict().items()}
-        for (layer, role), found in sorted(ranges.items())
-    ]
+    by_layer: dict[str, dict[str, list[float]]] = {}
+    for (layer, role), found in sorted(ranges.items()):
+        by_layer.setdefault(layer, {})[role] = [_short(value) for value in found]
     return {
         "fp8_overflow": max(found.overflow for found in ranges.values()),
         "fp8_underflow": max(found.underflow for found in ranges.values()),
-        "fp8_ranges": rows,
+        "fp8_ranges": by_layer,
     }
 
 

@@ -30,6 +30,7 @@ ARMS = {
     "aux_batch": ["balance=aux_batch", "balance.batch_counts=previous_step"],
     "rollback": ["health.on_non_finite=rollback", "checkpoint.every_steps=6"],
     "skip": ["health.on_non_finite=skip"],
+    "fp8": ["precision=fp8_block_emulated", "recompute=full", "health.largest_fp8_underflow=0"],
 }
 # The steps that are not finite in these arms. One goes back from 9 to 6 and makes step 7 again, so
 # that what is saved there knows of a step to leave out that is still to come. It is bad only once:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from distributed.checkpoint_cases import CHECKPOINT_CASES
 from distributed.group_cases import GROUP_CASES
 from distributed.health_cases import HEALTH_CASES
+from distributed.proof_cases import PROOF_CASES
 from distributed.start_cases import START_CASES
 from distributed.timeline_cases import TIMELINE_CASES
 from distributed.token_cases import TOKEN_CASES
@@ -31,6 +32,7 @@ def main(directory: Path) -> None:
             | TRAINING_CASES[world]
             | TRAINER_CASES[world]
             | HEALTH_CASES[world]
+            | PROOF_CASES[world]
             | TIMELINE_CASES
             | START_CASES[world]
         )

@@ -5,7 +5,7 @@ Dsv3Error                70  a defect of ours, unless a subclass says otherwise
 |- CapacityError          3  this machine cannot: GPUs, memory, storage
 |  `- LockHeldError       3  another process trains this run
 |- CheckpointError        4  a checkpoint is damaged, incomplete or of another model
-|- NumericHealthError     5  a non-finite loss or norm
+|- NumericHealthError     5  a non-finite loss or norm, FP8 that did not run
 |- DataError              6  data missing, malformed, too short or changed
 |- ArmsFailedError        7  some arms of a sweep failed
 |- RankLostError          8  a rank died
@@ -98,7 +98,7 @@ class CheckpointError(Dsv3Error):
 
 
 class NumericHealthError(Dsv3Error):
-    """A non-finite loss or gradient norm; raised before the weights are touched."""
+    """A non-finite loss or norm, or another precision; raised before the weights are touched."""
 
     exit_code = 5
     id = "numeric"

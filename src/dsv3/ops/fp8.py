@@ -3,7 +3,7 @@
 Bit for bit what Transformer Engine 2.20's `Float8BlockScaling` makes of a tensor, in plain torch:
 
     amax = max |x| over the tile, in FP32, NaN left out
-    scale = RN(448 / amax); 1 if amax is 0 or infinite; the largest number of x's type if it overflows
+    scale = RN(448 / amax); 1 if amax is 0 or infinite; the largest number of x's type beyond that
     scale = 2^floor(log2 scale), with power-of-two scales
     code = E4M3(RN(x * scale)), nearest even, cut to +-448
     stored beside the codes: RN(1 / scale)
@@ -137,8 +137,8 @@ def _tiles(x: Tensor, tile: Shape) -> Tensor:
 
 
 def _untiled(tiles: Tensor, shape: torch.Size) -> Tensor:
-    whole = tiles.flatten(-2).flatten(-3, -2)
-    return whole[..., : shape[-2], : shape[-1]]
+    whole: Tensor = tiles.flatten(-2).flatten(-3, -2)[..., : shape[-2], : shape[-1]]
+    return whole
 
 
 def _per_tile(scales: Tensor) -> Tensor:

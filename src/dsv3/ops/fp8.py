@@ -82,19 +82,18 @@ def round_to_fp8(x: Tensor, tile: Shape, *, power_of_two: bool) -> Rounded:
 
 
 def range_of(x: Tensor, tile: Shape, power_of_two: bool) -> Range:
-    """How x fits in tiles of `tile`; zeros if it is empty."""
-    if x.numel() == 0:
-        return Range(0.0, 1.0, 1.0, 0.0, 0.0)
+    """How x fits in tiles of `tile`; tiles of zeros have no say, and without others all is well."""
     tiles, scales = _scaled(x, tile, power_of_two=power_of_two)
-    scaled = _untiled(tiles, x.shape)
-    lost = (x != 0) & (scaled.abs() <= LARGEST_LOST)
-    cut_off = scaled.abs() > LARGEST_E4M3
+    scales = scales[tiles.abs().amax(dim=(-3, -1)) > 0]
+    if scales.numel() == 0:
+        return Range(0.0, 1.0, 1.0, 0.0, 0.0)
+    scaled = _untiled(tiles, x.shape).abs()
     return Range(
         amax=float(x.abs().amax()),
         smallest_scale=float(scales.amin()),
         largest_scale=float(scales.amax()),
-        overflow=float(cut_off.float().mean()),
-        underflow=float(lost.float().mean()),
+        overflow=float((scaled > LARGEST_E4M3).float().mean()),
+        underflow=float(((x != 0) & (scaled <= LARGEST_LOST)).float().mean()),
     )
 
 

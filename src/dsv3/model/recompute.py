@@ -20,7 +20,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-import dsv3.ops.attention  # noqa: F401 - registers dsv3::kept_attention
+import dsv3.ops.attention
 import dsv3.ops.fp8_linear  # noqa: F401 - registers dsv3::fp8_linear
 
 ResultT = TypeVar("ResultT")

@@ -1,7 +1,7 @@
 """The routed experts' SwiGLU networks with all products in emulated FP8, over sorted rows.
 
-Tiles begin anew at each expert, as in Transformer Engine's grouped layers. Tensors of all experts are
-quantised at once, products taken one expert after the other.
+Tiles begin anew at each expert, as in Transformer Engine's grouped layers. Tensors of all experts
+are quantised at once, products taken one expert after the other.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, ranks, saves, peer."""
+"""`python -m bench [--quick] [--json] [--only PART]`: times and bytes, part by part."""
 
 import argparse
 import json
@@ -8,12 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import checkpoints, layouts, load, mechanisms, memory, startup, throughput
+from bench import checkpoints, layouts, load, mechanisms, memory, precisions, startup, throughput
 
 PARTS = {
     "load": load,
     "mechanisms": mechanisms,
     "memory": memory,
+    "precisions": precisions,
     "layouts": layouts,
     "checkpoints": checkpoints,
     "throughput": throughput,

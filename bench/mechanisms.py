@@ -34,12 +34,13 @@ def measure(*, quick: bool) -> Iterator[dict[str, Any]]:
     choices = [PLAIN, *arms, f"{PLAIN} mtp=depth1"]
     with process_group("cpu"):
         for model in MODELS:
-            yield _measure(model, choices, rounds=3 if quick else 15)
+            yield compare(model, choices, rounds=3 if quick else 15)
 
 
 def show(cost: dict[str, Any]) -> None:
     """Print the table of one model."""
-    title = f"{cost['model']}: a step against one with {PLAIN}, {cost['threads']} threads"
+    plain = next(iter(cost["choices"]))
+    title = f"{cost['model']}: a step against one with {plain}, {cost['threads']} threads"
     table = Table(title=title, title_justify="left")
     for column in ("choice", "ms", "ratio"):
         table.add_column(column)
@@ -48,17 +49,19 @@ def show(cost: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _measure(model: str, choices: list[str], *, rounds: int) -> dict[str, Any]:
+def compare(model: str, choices: list[str], *, rounds: int) -> dict[str, Any]:
+    """Median seconds of a step under each choice, and their ratios to the first; one group."""
+    plain = choices[0]
     configs = {choice: compose([f"model={model}", *choice.split()]).config for choice in choices}
     with ExitStack() as stack:
         sides = [Side(choice, _step(config, stack)) for choice, config in configs.items()]
-        taken = race(sides, random_batches(configs[PLAIN], count=4), rounds=rounds)
+        taken = race(sides, random_batches(configs[plain], count=4), rounds=rounds)
     medians = {choice: statistics.median(times) for choice, times in taken.items()}
     return {
         "model": model,
         "threads": torch.get_num_threads(),
         "choices": {
-            choice: {"seconds": median, "ratio": median / medians[PLAIN]}
+            choice: {"seconds": median, "ratio": median / medians[plain]}
             for choice, median in medians.items()
         },
     }

@@ -13,6 +13,7 @@ from dsv3.sweep.expand import sweep_of
 
 RECIPES = {
     "alf_update_rate": ("middle", ["middle", "slow", "fast"]),
+    "appendixB1_floor": ("bf16", ["bf16", "fp32"]),
     "appendixB1_fp8": ("bf16", ["bf16", "fp8"]),
     "appendixB2_blockwise_dgrad": ("tile", ["tile", "block"]),
     "figure9_expert_load": ("aux_loss", ["aux_loss", "aux_free"]),

@@ -26,10 +26,26 @@ TOLERANCES = {
     "bf16": (1e-3, 1e-2, 1e-2),
     "bf16_moments": (1e-6, 1e-6, 1e-3),
     "fp8_wire": (1e-5, 1e-4, 1e-3),
+    "fp8": (3e-3, 1e-2, 3e-2),
 }
 # The first step in BF16 differs in the experts' gradients alone: everything else is rounded for the
 # same micro batches, and summed in FP32. Reduced in BF16, it would be 1e-3 away.
 BF16_FIRST_STEP = 2e-4
+
+
+# In FP8 both have the same tiles, and gradients of FP8 layers are sums in FP32: only the norm they
+# are clipped by is not. Those of the others are rounded to BF16 for the sequences of a rank in one,
+# for all of them in the other.
+FP8_FIRST_STEP = {"loss": 1e-6, "layer": 5e-5, "other": 5e-3}
+FP8_LAYERS = ("proj.weight", "mqa.weight", "gate_up_proj", "down_proj")
+
+
+def first_step(name: str, key: str) -> float:
+    """What the gradient of a tensor may be apart before any weight is."""
+    words = name.split()
+    if words[0] == "fp8":
+        return FP8_FIRST_STEP["layer" if key.endswith(FP8_LAYERS) else "other"]
+    return BF16_FIRST_STEP if words[0] == "bf16" and not is_expert(key) else 1.0
 
 
 def tolerances(name: str) -> tuple[float, float, float]:
@@ -76,11 +92,13 @@ def test_losses_norms_and_counts_agree_at_every_step(pair):
     steps, expected = of_ranks[0].values["steps"], alone[0].values["steps"]
     assert len(steps) == len(expected) == STEPS
     for index, (ours, theirs) in enumerate(zip(steps, expected, strict=True)):
+        exact = name.split()[0] == "fp8" and index == 0
+        rel = FP8_FIRST_STEP["loss"] if exact else for_loss
         for kind, values in theirs["losses"].items():
-            assert ours["losses"][kind] == pytest.approx(values, rel=for_loss), (index, kind)
+            assert ours["losses"][kind] == pytest.approx(values, rel=rel), (index, kind)
         assert ours["norm"] == pytest.approx(theirs["norm"], rel=for_norm), index
         # BF16 may turn a token at a border between two experts once the weights differ.
-        if "bf16" not in name.split() or index == 0:
+        if name.split()[0] == "fp32" or index == 0:
             assert ours["counts"] == theirs["counts"], index
 
 
@@ -99,9 +117,8 @@ def test_gradients_agree_per_tensor(pair):
     }
     far = {}
     for key in (key for key in theirs if key.startswith("exp_avg/")):
-        exact = "bf16" in name.split() and not is_expert(key)
         apart = distance(ours[key], theirs[key])
-        if not apart <= (BF16_FIRST_STEP if exact else tolerance):
+        if not apart <= min(first_step(name, key), tolerance):
             far[key] = apart
     assert far == {}
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from dsv3.config.compose import compose
 from dsv3.config.recompute import RecomputePolicy
 from dsv3.config.root import RunConfig
-from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.init import fill, materialise
 from dsv3.model.names import is_expert
 from dsv3.model.transformer import Transformer
+from dsv3.ops.fp8 import TILE
 from dsv3.parallel.dispatch import AllToAllDispatcher, LocalDispatcher
 from dsv3.parallel.mesh import place_of
+from dsv3.train.build import choose_backend
 
 SEQUENCES, LENGTH, STEPS, LR = 8, 12, 4, 2e-3
 EMPTIED = "model.layers.1.mlp"  # its second half of experts gets no token
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     further: tuple[str, ...] = ()
     idle_replica: bool = False  # the second half of the sequences may use all experts
     refused_step: bool = False  # a step that is not finite on one rank, before the third
+    length: int = LENGTH  # tokens of a sequence; in FP8 a whole tile of 128
 
 
 BF16_MOMENTS = ("optimizer.moment_dtype=bf16",)
@@ -70,6 +72,7 @@ ROWS: dict[int, dict[str, Row]] = {
         "fp32 bf16_moments": Row(further=BF16_MOMENTS),
         "fp32 fp8_wire": Row(further=FP8_WIRE),
         "fp32 idle_replica": Row(accumulation=2, idle_replica=True),
+        "fp8": Row("fp8_block_emulated", length=TILE),
     },
     2: {
         "fp32 ep2 zero1": Row(experts=2),
@@ -87,6 +90,8 @@ ROWS: dict[int, dict[str, Row]] = {
             "bf16", 2, 1, 4, "norm_and_up_projection"
         ),
         "fp32 fp8_wire ep2 moe": Row(experts=2, recompute="moe", further=FP8_WIRE),
+        "fp8 ep2 zero1": Row("fp8_block_emulated", 2, length=TILE),
+        "fp8 ep2 zero1 moe": Row("fp8_block_emulated", 2, recompute="moe", length=TILE),
     },
     4: {
         "fp32 ep4 zero1 acc2": Row(experts=4, accumulation=2),
@@ -115,6 +120,7 @@ def config_of(row: Row, world: int) -> RunConfig:
         f"parallelism.expert_data_parallel_size={world // row.experts}",
         f"parallelism.zero_stage={row.zero_stage}",
         f"schedule.micro_batch_size={SEQUENCES // world // row.accumulation}",
+        f"schedule.sequence_length={row.length}",
     ]
     return compose([*SMALL, *overrides, *row.further]).config
 
@@ -126,10 +132,11 @@ def build(config: RunConfig, local_experts: range, *, recompute: RecomputePolicy
     group, fp8 = expert_group(config.parallelism), config.precision.dispatch == "fp8"
     experts = config.model.n_routed_experts
     alone = config.parallelism.expert_parallel_size == 1
+    backend = choose_backend(config.precision)
     with torch.device("meta"):
         model = Transformer(
             config.model,
-            backend=TorchBackend(),
+            backend=backend,
             dispatcher=LocalDispatcher(experts, fp8=fp8)
             if alone
             else AllToAllDispatcher(experts, group, fp8=fp8),
@@ -138,8 +145,9 @@ def build(config: RunConfig, local_experts: range, *, recompute: RecomputePolicy
             balance=config.balance,
             mtp=config.mtp,
         )
-    dtype = torch.bfloat16 if config.precision.recipe == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.precision.weights == "bf16" else torch.float32
     materialise(model, config.model, seed=4, device=torch.device("cpu"), dtype=dtype)
+    backend.prepare(model)
     for index, moe in enumerate(model.moe_layers().values()):
         bias_E = moe.router.e_score_correction_bias
         bias_E.copy_(torch.randn(experts, generator=torch.Generator().manual_seed(index)) / 10)
@@ -166,10 +174,10 @@ def switch_by_sequence(model: Transformer, config: RunConfig) -> None:
     model.register_forward_pre_hook(switch)
 
 
-def micro_batches(step: int, share: range, size: int) -> list[tuple[Tensor, ...]]:
+def micro_batches(step: int, share: range, size: int, length: int) -> list[tuple[Tensor, ...]]:
     """Sequences `share` of the global batch, in micro batches of `size`."""
     generator = torch.Generator().manual_seed(1000 + step)
-    tokens_GS = torch.randint(264, (SEQUENCES, LENGTH + 1), generator=generator)
+    tokens_GS = torch.randint(264, (SEQUENCES, length + 1), generator=generator)
     own_GS = tokens_GS[share.start : share.stop]
     return [(ids[:, :-1], ids[:, 1:], torch.tensor(0.3)) for ids in own_GS.split(size)]
 
@@ -199,7 +207,8 @@ def batches_of(config: RunConfig, step: int) -> list[tuple[Tensor, ...]]:
     place = place_of(config.parallelism, torch.distributed.get_rank())
     each = SEQUENCES // config.parallelism.data_parallel_size
     share = range(place.data_rank * each, (place.data_rank + 1) * each)
-    return micro_batches(step, share, config.schedule.micro_batch_size)
+    schedule = config.schedule
+    return micro_batches(step, share, schedule.micro_batch_size, schedule.sequence_length)
 
 
 def train(row: Row) -> Any:

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-import dsv3.ops.attention  # noqa: F401 - registers dsv3::kept_attention
+import dsv3.ops.attention
+import dsv3.ops.fp8_linear  # noqa: F401 - registers dsv3::fp8_linear
 
 ResultT = TypeVar("ResultT")
 
@@ -32,6 +33,7 @@ KEPT = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.dsv3.kept_attention.default,
+    torch.ops.dsv3.fp8_linear.default,
 }
 """Operators whose results `kept` keeps: products and attention, not the views and sums around."""
 

@@ -3,7 +3,7 @@
 Bit for bit what Transformer Engine 2.20's `Float8BlockScaling` makes of a tensor, in plain torch:
 
     amax = max |x| over the tile, in FP32, NaN left out
-    scale = RN(448 / amax); 1 if amax is 0 or infinite; the largest number of x's type if it overflows
+    scale = RN(448 / amax); 1 if amax is 0 or infinite; the largest number of x's type beyond that
     scale = 2^floor(log2 scale), with power-of-two scales
     code = E4M3(RN(x * scale)), nearest even, cut to +-448
     stored beside the codes: RN(1 / scale)
@@ -83,19 +83,18 @@ def round_to_fp8(x: Tensor, tile: Shape, *, power_of_two: bool) -> Rounded:
 
 
 def range_of(x: Tensor, tile: Shape, power_of_two: bool) -> Range:
-    """How x fits in tiles of `tile`; zeros if it is empty."""
-    if x.numel() == 0:
-        return Range(0.0, 1.0, 1.0, 0.0, 0.0)
+    """How x fits in tiles of `tile`; tiles of zeros have no say, and without others all is well."""
     tiles, scales = _scaled(x, tile, power_of_two=power_of_two)
-    scaled = _untiled(tiles, x.shape)
-    lost = (x != 0) & (scaled.abs() <= LARGEST_LOST)
-    cut_off = scaled.abs() > LARGEST_ROUNDED
+    scales = scales[tiles.abs().amax(dim=(-3, -1)) > 0]
+    if scales.numel() == 0:
+        return Range(0.0, 1.0, 1.0, 0.0, 0.0)
+    scaled = _untiled(tiles, x.shape).abs()
     return Range(
         amax=float(x.abs().amax()),
         smallest_scale=float(scales.amin()),
         largest_scale=float(scales.amax()),
-        overflow=float(cut_off.float().mean()),
-        underflow=float(lost.float().mean()),
+        overflow=float((scaled > LARGEST_ROUNDED).float().mean()),
+        underflow=float(((x != 0) & (scaled <= LARGEST_LOST)).float().mean()),
     )
 
 
@@ -138,8 +137,8 @@ def _tiles(x: Tensor, tile: Shape) -> Tensor:
 
 
 def _untiled(tiles: Tensor, shape: torch.Size) -> Tensor:
-    whole = tiles.flatten(-2).flatten(-3, -2)
-    return whole[..., : shape[-2], : shape[-1]]
+    whole: Tensor = tiles.flatten(-2).flatten(-3, -2)[..., : shape[-2], : shape[-1]]
+    return whole
 
 
 def _per_tile(scales: Tensor) -> Tensor:

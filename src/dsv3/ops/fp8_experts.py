@@ -1,19 +1,19 @@
 """The routed experts' SwiGLU networks with all products in emulated FP8, over sorted rows.
 
-Each expert's rows are set apart, beginning at a multiple of 128 with zeros between, so that no tile
-holds rows of two experts: Transformer Engine's grouped layers begin their tiles anew at each. Tensors
-of all experts are quantised at once, the products are taken one expert after the other.
+Tiles begin anew at each expert, as in Transformer Engine's grouped layers. Tensors of all experts
+are quantised at once, products taken one expert after the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv3.ops.fp8 import BLOCKS, COLUMNS, ROWS, TILE, Rounded, Shape, round_to_fp8
+from dsv3.ops.fp8 import BLOCKS, COLUMNS, ROWS, Rounded, Shape, round_to_fp8
 from dsv3.ops.fp8_linear import Fp8, Site
+from dsv3.ops.fp8_places import Places
 from dsv3.ops.fp8_products import product, transposed
 
 
@@ -33,73 +33,34 @@ def fp8_grouped_mlp(
     fp8, layer = recipe
     inputs = (rows_RD, row_weights_R, rows_per_expert_e, gate_up_proj, down_proj)
     out_RD: Tensor
-    out_RD, _, _ = torch.ops.dsv3.fp8_grouped_mlp(*inputs, *fp8, layer)
+    out_RD, _ = torch.ops.dsv3.fp8_grouped_mlp(*inputs, fp8.packed(), layer)
     return out_RD
 
 
-class Places(NamedTuple):
-    """Where the rows of each expert lie when they are set apart, P rows in all."""
-
-    counts: tuple[int, ...]
-    begins: tuple[int, ...]
-    rows: int
-    row_R: Tensor  # place of each row, int64; of those that an expert has
-
-    @classmethod
-    def of(cls, rows_per_expert_e: Tensor) -> "Places":
-        """Each expert begins at the next multiple of 128 after the one before."""
-        ends_e = ((rows_per_expert_e + TILE - 1) // TILE * TILE).cumsum(0)
-        begins_e = ends_e - (rows_per_expert_e + TILE - 1) // TILE * TILE
-        counts, begins = rows_per_expert_e.tolist(), begins_e.tolist()
-        compact_e = rows_per_expert_e.cumsum(0) - rows_per_expert_e
-        shift_R = (begins_e - compact_e).repeat_interleave(rows_per_expert_e)
-        row_R = torch.arange(len(shift_R), device=shift_R.device) + shift_R
-        return cls(tuple(counts), tuple(begins), int(ends_e[-1]), row_R)
-
-    def apart(self, x_R: Tensor) -> Tensor:
-        """[R, ...] to [P, ...], zeros between."""
-        return x_R.new_zeros(self.rows, *x_R.shape[1:]).index_copy_(
-            0, self.row_R, x_R[: len(self.row_R)]
-        )
-
-    def together(self, x_P: Tensor, like: Tensor) -> Tensor:
-        """[P, ...] to [R, ...], zeros beyond the last expert's rows."""
-        out = torch.zeros_like(like)
-        out[: len(self.row_R)] = x_P[self.row_R]
-        return out
-
-    def of_experts(self, operand: Rounded, tile: Shape) -> Iterator[Rounded]:
-        """Each expert's rows of an operand [P, K]."""
-        inverse = operand.inverse_scales
-        for begin, count in zip(self.begins, self.counts, strict=True):
-            first, last = begin // tile[0], (begin + count + tile[0] - 1) // tile[0]
-            scales = None if inverse is None else inverse[first:last]
-            yield Rounded(operand.values[begin : begin + count], scales)
-
-
 class Projection(NamedTuple):
-    """One projection of all experts, e x [O, I], over rows set apart."""
+    """One projection of all experts, e x [O, I]."""
 
     site: Site
     places: Places
 
-    def fprop(self, x_PI: Tensor, weights: Rounded) -> Tensor:
-        """Rows through their expert's matrix, [P, O]."""
-        left = self.site.operand(x_PI, ROWS, "input")
-        out_PO = self._products(left, ROWS, _each(weights), x_PI)
-        self.site.ran("fprop", ROWS, BLOCKS, out_PO.dtype)
-        return out_PO
+    def fprop(self, x_RI: Tensor, weights: Rounded) -> Tensor:
+        """Rows through their expert's matrix, [R, O]."""
+        left = self.site.operand(self.places.apart(x_RI), ROWS, "input")
+        out_RO = self._products(left, ROWS, _each(weights), x_RI)
+        self.site.ran("fprop", ROWS, BLOCKS, out_RO.dtype)
+        return out_RO
 
-    def dgrad(self, dy_PO: Tensor, weights: Rounded) -> Tensor:
-        """dy W for each row, [P, I]."""
+    def dgrad(self, dy_RO: Tensor, weights: Rounded) -> Tensor:
+        """dy W for each row, [R, I]."""
         tile = self.site.fp8.gradient_tile
-        left = self.site.operand(dy_PO, tile, "gradient")
-        out_PI = self._products(left, tile, [transposed(w) for w in _each(weights)], dy_PO)
-        self.site.ran("dgrad", tile, BLOCKS, out_PI.dtype)
-        return out_PI
+        left = self.site.operand(self.places.apart(dy_RO), tile, "gradient")
+        out_RI = self._products(left, tile, [transposed(w) for w in _each(weights)], dy_RO)
+        self.site.ran("dgrad", tile, BLOCKS, out_RI.dtype)
+        return out_RI
 
-    def wgrad(self, dy_PO: Tensor, x_PI: Tensor) -> Tensor:
+    def wgrad(self, dy_RO: Tensor, x_RI: Tensor) -> Tensor:
         """dy^T x over the rows of each expert: FP32 [e, O, I], zero for one without rows."""
+        dy_PO, x_PI = self.places.apart(dy_RO), self.places.apart(x_RI)
         left = self.site.operand(dy_PO, COLUMNS, "gradient for weights")
         right = round_to_fp8(x_PI, COLUMNS, power_of_two=self.site.fp8.power_of_two)
         of_experts = zip(
@@ -119,11 +80,11 @@ class Projection(NamedTuple):
     def _products(
         self, left: Rounded, tile: Shape, rights: Sequence[Rounded], like: Tensor
     ) -> Tensor:
-        out = like.new_zeros(self.places.rows, rights[0].values.shape[0])
+        out = like.new_zeros(like.shape[0], rights[0].values.shape[0])
+        runs = out[: sum(self.places.counts)].split(self.places.counts)
         of_experts = self.places.of_experts(left, tile)
-        for operand, right, begin in zip(of_experts, rights, self.places.begins, strict=True):
-            rows = product(operand, right, self.site.fp8.sums)
-            out[begin : begin + len(rows)] = rows
+        for operand, right, run in zip(of_experts, rights, runs, strict=True):
+            run.copy_(product(operand, right, self.site.fp8.sums))
         return out
 
 
@@ -134,58 +95,43 @@ def _forward(
     rows_per_expert: Tensor,
     gate_up_proj: Tensor,
     down: Tensor,
-    power_of_two: bool,
-    dgrad_blocks: bool,
-    promote_every: int | None,
-    accumulate_bits: int | None,
+    recipe: list[int],
     layer: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result; for the backward pass the rows apart [P, D] and their gate_up [P, 2F]."""
-    fp8 = Fp8(power_of_two, dgrad_blocks, promote_every, accumulate_bits)
-    places = Places.of(rows_per_expert)
-    first, second = _projections(layer, fp8, places)
-    x_PD = places.apart(rows)
-    gate_up = first.fprop(x_PD, first.weights(gate_up_proj))
+) -> tuple[Tensor, Tensor]:
+    """The result, and gate_up [R, 2F] for the backward pass."""
+    first, second = _projections(layer, Fp8.unpack(recipe), Places.of(rows_per_expert))
+    gate_up = first.fprop(rows, first.weights(gate_up_proj))
     gate, up = gate_up.chunk(2, dim=1)
-    weight = places.apart(row_weights).to(rows.dtype).unsqueeze(1)
-    activated = F.silu(gate).mul_(up).mul_(weight)
-    out = second.fprop(activated, second.weights(down))
-    return places.together(out, rows), x_PD, gate_up
+    activated = F.silu(gate).mul_(up).mul_(_column(row_weights, rows))
+    return second.fprop(activated, second.weights(down)), gate_up
 
 
 @torch.library.custom_op("dsv3::fp8_grouped_mlp_backward", mutates_args=())
 def _gradients(
     grad: Tensor,
+    rows: Tensor,
     row_weights: Tensor,
     rows_per_expert: Tensor,
-    gate_up_proj: Tensor,
-    down: Tensor,
-    x_PD: Tensor,
+    projections: list[Tensor],
     gate_up: Tensor,
-    power_of_two: bool,
-    dgrad_blocks: bool,
-    promote_every: int | None,
-    accumulate_bits: int | None,
+    recipe: list[int],
     layer: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the rows, their weights and both projections."""
-    fp8 = Fp8(power_of_two, dgrad_blocks, promote_every, accumulate_bits)
-    places = Places.of(rows_per_expert)
-    first, second = _projections(layer, fp8, places)
-    dy = places.apart(grad)
-    weight = places.apart(row_weights).to(grad.dtype).unsqueeze(1)
+    first, second = _projections(layer, Fp8.unpack(recipe), Places.of(rows_per_expert))
+    gate_up_proj, down = projections
+    weight = _column(row_weights, rows)
     gate, up = gate_up.chunk(2, dim=1)
     silu = F.silu(gate)
     activated = silu * up
-    d_down = second.wgrad(dy, activated * weight)
-    d_activated = second.dgrad(dy, second.weights(down))
-    d_weight = (d_activated * activated).sum(dim=1, dtype=row_weights.dtype)
+    d_down = second.wgrad(grad, activated * weight)
+    d_activated = second.dgrad(grad, second.weights(down))
+    d_row_weights = (d_activated * activated).sum(dim=1, dtype=row_weights.dtype)
     d_activated.mul_(weight)
     d_gate = torch.ops.aten.silu_backward(d_activated * up, gate)
     dh = torch.cat((d_gate, d_activated.mul_(silu)), dim=1)
-    d_gate_up = first.wgrad(dh, x_PD)
-    dx = first.dgrad(dh, first.weights(gate_up_proj))
-    return places.together(dx, grad), places.together(d_weight, row_weights), d_gate_up, d_down
+    d_rows = first.dgrad(dh, first.weights(gate_up_proj))
+    return d_rows, d_row_weights, first.wgrad(dh, rows), d_down
 
 
 def _projections(layer: str, fp8: Fp8, places: Places) -> tuple[Projection, Projection]:
@@ -202,19 +148,44 @@ def _each(weights: Rounded) -> list[Rounded]:
     ]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[1:5], *output[1:])
+def _column(row_weights: Tensor, rows: Tensor) -> Tensor:
+    return row_weights.to(rows.dtype).unsqueeze(1)
+
+
+@_forward.register_fake
+def _(
+    rows: Tensor, row_weights: Tensor, rows_per_expert: Tensor, gate_up_proj: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows), rows.new_empty(rows.shape[0], gate_up_proj.shape[1])
+
+
+@_gradients.register_fake
+def _(
+    grad: Tensor,
+    rows: Tensor,
+    row_weights: Tensor,
+    rows_per_expert: Tensor,
+    projections: list[Tensor],
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    first, second = (torch.empty_like(each, dtype=torch.float32) for each in projections)
+    return torch.empty_like(rows), torch.empty_like(row_weights), first, second
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[1])
     ctx.recipe = inputs[5:]
-    ctx.set_materialize_grads(False)  # none comes for the last two
+    ctx.set_materialize_grads(False)  # none comes for gate_up
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * (5 + len(ctx.recipe))
+        return (None,) * 7
+    *of_rows, gate_up_proj, down, gate_up = ctx.saved_tensors
     d_rows, d_row_weights, d_gate_up, d_down = torch.ops.dsv3.fp8_grouped_mlp_backward(
-        grad.contiguous(), *ctx.saved_tensors, *ctx.recipe
+        grad.contiguous(), *of_rows, [gate_up_proj, down], gate_up, *ctx.recipe
     )
-    return d_rows, d_row_weights, None, d_gate_up, d_down, *(None for _ in ctx.recipe)
+    return d_rows, d_row_weights, None, d_gate_up, d_down, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_keep)

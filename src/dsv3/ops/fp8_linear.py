@@ -10,6 +10,7 @@ Every operand is quantised from the tensor as it stands, never from another FP8 
 are rounded to the type of x; dW stays FP32.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +29,18 @@ class Fp8(NamedTuple):
     dgrad_blocks: bool = False
     promote_every: int | None = 128
     accumulate_bits: int | None = None
+
+    def packed(self) -> list[int]:
+        """As an operator takes it; 0 is None."""
+        return [int(each or 0) for each in self]
+
+    @classmethod
+    def unpack(cls, packed: Sequence[int]) -> "Fp8":
+        """The inverse of `packed`."""
+        power_of_two, dgrad_blocks, promote_every, accumulate_bits = packed
+        return cls(
+            bool(power_of_two), bool(dgrad_blocks), promote_every or None, accumulate_bits or None
+        )
 
     @property
     def sums(self) -> Sums:
@@ -67,7 +80,7 @@ _SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 def fp8_linear(x: Tensor, weight: Tensor, fp8: Fp8, layer: str) -> Tensor:
     """x W^T: [..., I] and [O, I] to [..., O]; differentiable, the weight's gradient is FP32."""
-    out: Tensor = torch.ops.dsv3.fp8_linear(x, weight, *fp8, layer)
+    out: Tensor = torch.ops.dsv3.fp8_linear(x, weight, fp8.packed(), layer)
     return out
 
 
@@ -75,13 +88,10 @@ def fp8_linear(x: Tensor, weight: Tensor, fp8: Fp8, layer: str) -> Tensor:
 def _forward(
     x: Tensor,
     weight: Tensor,
-    power_of_two: bool,
-    dgrad_blocks: bool,
-    promote_every: int | None,
-    accumulate_bits: int | None,
+    recipe: list[int],
     layer: str,
 ) -> Tensor:
-    site = Site(layer, Fp8(power_of_two, dgrad_blocks, promote_every, accumulate_bits))
+    site = Site(layer, Fp8.unpack(recipe))
     left = site.operand(x.flatten(0, -2), ROWS, "input")
     right = site.operand(weight, BLOCKS, "weight")
     out = product(left, right, site.fp8.sums).to(x.dtype)
@@ -94,15 +104,12 @@ def _gradients(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    power_of_two: bool,
-    dgrad_blocks: bool,
-    promote_every: int | None,
-    accumulate_bits: int | None,
+    recipe: list[int],
     layer: str,
 ) -> tuple[Tensor, Tensor]:
-    site = Site(layer, Fp8(power_of_two, dgrad_blocks, promote_every, accumulate_bits))
+    site = Site(layer, Fp8.unpack(recipe))
     dy_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
-    weight_rounded = round_to_fp8(weight, BLOCKS, power_of_two=power_of_two)
+    weight_rounded = round_to_fp8(weight, BLOCKS, power_of_two=site.fp8.power_of_two)
     grad_x = dgrad(site, dy_TO, weight_rounded, x.dtype)
     grad_weight = wgrad(site, dy_TO, x_TI)
     return grad_x.view(x.shape), grad_weight
@@ -144,7 +151,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     grads = torch.ops.dsv3.fp8_linear_backward(grad.contiguous(), x, weight, *ctx.recipe)
-    return *grads, *(None for _ in ctx.recipe)
+    return *grads, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_keep)

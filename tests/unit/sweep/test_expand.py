@@ -136,7 +136,8 @@ ONE = (
             ["recipe=mime"],
             "recipe=mime: recipe has no option 'mime'; did you mean mine? (options:"
             " alf_update_rate,"
-            " appendixB1_fp8, appendixB2_blockwise_dgrad, figure9_expert_load, section453_scope,"
+            " appendixB1_floor, appendixB1_fp8, appendixB2_blockwise_dgrad, figure9_expert_load,"
+            " section453_scope,"
             " table4_mtp, table5_balance, mine)",
         ),
         (

@@ -86,10 +86,12 @@ def test_recomputation_changes_no_bit_and_runs_in_fp8_too(recompute: str) -> Non
     again, grads_again, log_again = step(recompute)
     assert torch.equal(objective, again)
     assert [name for name in grads if not torch.equal(grads[name], grads_again[name])] == []
-    more = log_again.calls - log.calls
-    assert more.total() > 0
-    assert {gemm.kind for gemm in more} == {"fprop"}
-    assert log_again.calls.keys() == log.calls.keys(), "nothing ran in another format"
+    assert log.calls.items() <= log_again.calls.items()
+    more = log_again.calls.keys() - log.calls.keys()
+    assert {(gemm.kind, gemm.recomputed) for gemm in more} == {("fprop", True)}
+    assert {gemm._replace(recomputed=False) for gemm in more} <= log.calls.keys()
+    latents = {gemm.layer for gemm in more if gemm.layer.endswith(("mqa", "q_a_proj"))}
+    assert bool(latents) == (recompute == "full"), "the others keep them"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_the_log_has_the_three_products_of_every_layer(
             ("wgrad", f"e4m3 128x1 {scales}", f"e4m3 128x1 {scales}", "fp32"),
         )
     }
-    assert {tuple(gemm) for gemm in log.calls} == expected
+    assert {tuple(gemm)[:5] for gemm in log.calls} == expected
     assert set(log.calls.values()) == {1}
 
 

@@ -15,6 +15,7 @@ from dsv3.model.backends.te_products import Product, fill_up
 from dsv3.model.backends.te_recipes import load_engine, recipe_of, row_multiple_of
 from dsv3.model.backends.torch import TorchExperts
 from dsv3.ops.attention import causal_attention
+from dsv3.ops.swiglu import weighted_swiglu
 
 FUSED_HEADS = (192, 128)
 """Widths of a head's keys and values, for which its attention is used: those of DeepSeek-V2 and V3,
@@ -182,13 +183,11 @@ class EngineExperts(TorchExperts):
             # gradients must be there, and its weights have a gradient, of zeros.
             counts[0] = self.gate_up.row_multiple
             x_RD, weights_R = F.pad(x_RD, (0, 0, 0, counts[0])), F.pad(weights_R, (0, counts[0]))
-        # One comparison with the few real rows of weight zero would cost more than it is worth:
-        # their output is zero too.
+        # A real row whose weight has underflowed to zero goes with them: its output is zero too.
         real_R1 = (weights_R != 0).unsqueeze(1) if self.gate_up.row_multiple > 1 else None
         h_RF = self.gate_up(_only(real_R1, x_RD), self.gate_up_proj, counts)
-        gate, up = h_RF.chunk(2, dim=-1)
-        activated_RF = F.silu(gate) * up * weights_R.unsqueeze(1).to(h_RF.dtype)
-        out_RD = _only(real_R1, self.down(activated_RF, self.down_proj, counts))[:used]
+        out_RD = self.down(weighted_swiglu(h_RF, weights_R), self.down_proj, counts)
+        out_RD = _only(real_R1, out_RD)[:used]
         return F.pad(out_RD, (0, 0, 0, rows_RD.shape[0] - used))
 
 

@@ -1,4 +1,4 @@
-"""Our layers over Transformer Engine, with a stand-in for it: see fake_te.py for what that proves."""
+"""Our layers over Transformer Engine, with a stand-in for it; what that proves: fake_te.py."""
 
 from typing import Any
 

@@ -37,6 +37,7 @@ WIDTHS = {
     "num_experts_per_tok": 2,
 }
 EXPERTS = 4
+POLICIES = ("full", "moe", "norm_and_up_projection")
 
 
 def precision(values: dict[str, Any], backend: str = "te") -> PrecisionConfig:
@@ -190,7 +191,7 @@ def test_an_expert_without_rows_has_a_gradient_of_zero(engine: Any, values: dict
             assert projection.flatten(1).any(dim=1).tolist() == [count > 0 for count in real]
 
 
-@pytest.mark.parametrize("policy", ["full", "moe", "norm_and_up_projection"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_recomputed_is_in_fp8_and_the_same(engine: Any, policy: str) -> None:
     plain, again = (
         small(TransformerEngineBackend(precision(BLOCK)), recompute=p) for p in ("none", policy)

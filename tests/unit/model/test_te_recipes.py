@@ -108,6 +108,21 @@ def test_the_packages_own_recipes_have_the_scales_asked_for() -> None:
     assert done.stdout.strip() == "held", done.stderr
 
 
+@pytest.mark.slow
+def test_the_packages_own_python_over_our_arithmetic_is_the_emulation() -> None:
+    """A step through the package's layers, its compiled parts replaced: see te_on_cpu.py."""
+    directory, root = package(), Path(__file__).resolve().parents[3]
+    environment = {"PYTHONPATH": f"{directory.parent}:{root / 'src'}:{root / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "unit.model.te_on_cpu"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["held"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "owner", "function"),
     [

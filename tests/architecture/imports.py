@@ -46,7 +46,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "hydra": ("config/compose.py",),
     "omegaconf": ("config/compose.py",),
     "deepspeed": ("engine/",),
-    "transformer_engine": ("engine/", "model/backends/te.py"),
+    "transformer_engine": ("engine/", "model/backends/te"),
     "typer": ("cli.py", "cli_sweeps.py", "commands/"),
     "matplotlib": ("commands/", "picture.py", "report/", "train/timeline_picture.py"),
     "plotext": ("commands/", "report/"),

@@ -15,11 +15,13 @@ from rich.text import Text
 
 from dsv3.commands.console import write_json, write_table
 from dsv3.config.locations import shipped
+from dsv3.config.precision import Recipe
 from dsv3.data.cache import cache_root
 from dsv3.files import probe_writable, reason
 from dsv3.machine import Machine, installed_version, this_machine
 from dsv3.plan.capacity import describe_machine
 from dsv3.plan.quantities import size
+from dsv3.plan.te_capacity import DISTRIBUTION, INSTALL, NEEDS, missing
 
 # Where a version outside the pins breaks, and how it shows.
 WHY_PINNED = {
@@ -30,7 +32,8 @@ WHY_PINNED = {
 }
 FREE_BYTES_WANTED = 10 * 2**30
 MEMORY_BYTES_WANTED = 4 * 2**30
-FIRST_FP8_CAPABILITY = (8, 9)
+HARDWARE_FP8: tuple[Recipe, ...] = ("fp8_block", "fp8_current", "mxfp8")
+FIRST_FP8_CAPABILITY = min(NEEDS[recipe].capability for recipe in HARDWARE_FP8)
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -60,7 +63,8 @@ def all_checks() -> list[Check]:
     return [
         check_python(sys.version_info[:2]),
         *map(check_requirement, requirements()),
-        check_transformer_engine(machine, installed_version("transformer-engine")),
+        check_transformer_engine(machine, installed_version(DISTRIBUTION)),
+        *check_recipes(machine, installed_version(DISTRIBUTION)),
         check_machine(machine, installed_version("torch")),
         check_compiler(),
         check_wandb_key(),
@@ -102,13 +106,27 @@ def check_requirement(requirement: Requirement) -> Check:
 
 
 def check_transformer_engine(machine: Machine, version: str | None) -> Check:
-    """Only FP8 on GPUs needs it."""
-    name, remedy = "transformer-engine", "pip install 'dsv3[gpu]'"
+    """Only FP8 on GPUs needs it, and precision.backend=te."""
     if version is not None:
-        return Check(name, "ok", version)
+        return Check(DISTRIBUTION, "ok", version)
     if any(gpu.compute_capability >= FIRST_FP8_CAPABILITY for gpu in machine.gpus):
-        return Check(name, "warn", "not installed, and the GPUs here can do FP8", remedy)
-    return Check(name, "ok", "not installed; only FP8 on GPUs needs it")
+        return Check(DISTRIBUTION, "warn", "not installed, and the GPUs here can do FP8", INSTALL)
+    return Check(DISTRIBUTION, "ok", "not installed; only FP8 on GPUs needs it")
+
+
+def check_recipes(machine: Machine, version: str | None) -> list[Check]:
+    """What each FP8 recipe of the hardware needs, and is it here? If not, nothing is wrong."""
+    checks = []
+    for recipe in HARDWARE_FP8:
+        lacking = missing(recipe, machine, version)
+        need = NEEDS[recipe]
+        rest = f"torch for CUDA {need.cuda} or newer, which a rank checks"
+        detail = f"can run here, with {rest}"
+        if lacking:
+            what = "; ".join(problem.rule for problem in lacking)
+            detail = f"cannot run here: {what}; besides, {rest}"
+        checks.append(Check(f"precision={recipe}", "ok", detail))
+    return checks
 
 
 def check_machine(machine: Machine, torch_version: str | None) -> Check:

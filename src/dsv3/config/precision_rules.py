@@ -99,6 +99,16 @@ def hardware_has_no_block_by_block_product(config: RunConfig) -> Iterator[Proble
         )
 
 
+def engine_is_not_compiled(config: RunConfig) -> Iterator[Problem]:
+    """A compiler sees neither Transformer Engine's kernels nor the weights they are lent."""
+    if config.precision.backend == "te" and config.launcher.compile:
+        yield Problem(
+            "launcher.compile=true",
+            "precision.backend=te has kernels of its own, which cannot be compiled",
+            "use launcher.compile=false",
+        )
+
+
 def _without_fp8(key: str, precision: PrecisionConfig, has_none: str) -> Problem:
     return Problem(
         f"precision.{key}={_shown(getattr(precision, key))}",
@@ -117,4 +127,5 @@ RULES = (
     only_tiled_fp8_has_tilings,
     only_emulation_sums_otherwise,
     hardware_has_no_block_by_block_product,
+    engine_is_not_compiled,
 )

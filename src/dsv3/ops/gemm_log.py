@@ -96,6 +96,11 @@ def recording() -> Iterator[GemmLog]:
         _log = before
 
 
+def is_recording() -> bool:
+    """Whether anybody records, for who would have to work to know what to note."""
+    return _log is not None
+
+
 def note(gemm: Gemm) -> None:
     """Count a product, if somebody records."""
     if _log is not None:

@@ -8,6 +8,7 @@ from dsv3.machine import Machine
 from dsv3.plan.description import describe
 from dsv3.plan.memory import StateBytes, state_bytes_of_all_ranks, state_bytes_per_rank
 from dsv3.plan.quantities import plural, size
+from dsv3.plan.te_capacity import check_transformer_engine
 
 GO_ON = (
     "`dsv3 plan` with the same overrides shows what it takes, `dsv3 train ... --dry-run` what"
@@ -18,10 +19,10 @@ GO_ON = (
 def check_capacity(config: RunConfig, machine: Machine) -> None:
     """Raise CapacityError if the state alone, without activations, exceeds what `machine` has.
 
-    On GPUs every rank needs one of its own; on a CPU all ranks share the memory. Also raised for
-    FP8, which is planned but not trained yet.
+    On GPUs every rank needs one of its own; on a CPU all ranks share the memory. Also raised where
+    Transformer Engine cannot run the precision recipe.
     """
-    _refuse_fp8(config)
+    check_transformer_engine(config, machine)
     state = state_bytes_per_rank(config)
     in_all = state_bytes_of_all_ranks(config)
     if device_kind(config, machine) == "cuda":
@@ -32,16 +33,6 @@ def check_capacity(config: RunConfig, machine: Machine) -> None:
         needs = Problem(f"model={config.model.name}", _needs(config, state, in_all))
         here = Problem("", f"this machine has {describe_machine(machine)}", f"to go on: {GO_ON}")
         raise CapacityError([needs, *problems, here])
-
-
-def _refuse_fp8(config: RunConfig) -> None:
-    if config.precision.backend == "te":
-        rule = (
-            "this version has no FP8 products: neither Transformer Engine's layers nor their"
-            " emulation are built in"
-        )
-        remedy = "train with precision=bf16; `--dry-run` and `plan` show this run as it is"
-        raise CapacityError(Problem(f"precision.recipe={config.precision.recipe}", rule, remedy))
 
 
 def device_kind(config: RunConfig, machine: Machine) -> Literal["cpu", "cuda"]:

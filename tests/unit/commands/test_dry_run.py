@@ -86,12 +86,15 @@ def test_the_largest_sweeps_are_told_without_torch(tmp_path: Path, model: str) -
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_fp8_is_refused_before_anything_is_prepared(
+def test_fp8_of_the_hardware_is_refused_before_anything_is_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["train", "recipe=appendixB1_fp8", "model=moe_nano", "seed=1"]) == 3
-    assert "precision.recipe=fp8_block_emulated: this version has no FP8 products" in (
-        capsys.readouterr().err
+    monkeypatch.setattr("dsv3.machine._nvml_gpus", lambda _visible: (None, ()))
+    assert cli.run(["train", "model=moe_nano", "precision=fp8_block"]) == 3
+    error = capsys.readouterr().err
+    assert "precision.recipe=fp8_block: needs a Hopper GPU (H100, H200, H800) or a newer one" in (
+        error
     )
+    assert "precision=fp8_block_emulated computes the same values on any machine" in error
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from dsv3.commands.doctor import (
     check_directory,
     check_machine,
     check_python,
+    check_recipes,
     check_requirement,
     check_transformer_engine,
     check_wandb_key,
@@ -145,6 +146,20 @@ def test_transformer_engine_is_missed_only_where_fp8_can_run() -> None:
     assert check_transformer_engine(ampere, None).status == "ok"
     assert check_transformer_engine(NO_GPU, None).status == "ok"
     assert check_transformer_engine(ONE_GPU, "2.20").status == "ok"
+
+
+def test_every_recipe_of_the_hardware_says_what_it_needs() -> None:
+    lacking = {check.name: check for check in check_recipes(NO_GPU, None)}
+    assert list(lacking) == ["precision=fp8_block", "precision=fp8_current", "precision=mxfp8"]
+    block = lacking["precision=fp8_block"]
+    assert block.status == "ok" and block.detail.startswith("cannot run here: needs a Hopper GPU")
+    assert "no CUDA GPU" in block.detail and "transformer-engine is not installed" in block.detail
+    assert "CUDA 12.9" in block.detail
+    hopper = Machine((Gpu("H200", 2**37, (9, 0)),), 2, 2**35, "1")
+    here = {check.name: check.detail for check in check_recipes(hopper, "2.20.2")}
+    assert here["precision=fp8_block"].startswith("can run here")
+    assert here["precision=fp8_current"].startswith("can run here")
+    assert "H200 has 9.0" in here["precision=mxfp8"]
 
 
 def test_directories_are_tried_without_being_made(tmp_path: Path) -> None:

@@ -95,4 +95,11 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         "precision.dgrad_tiling=block: precision.recipe=fp8_block has no product of two operands"
         " with 128 x 128 scales; use precision=fp8_block_emulated",
     ),
+    (
+        precision_rules.engine_is_not_compiled,
+        BLOCK,
+        {"launcher.compile": True},
+        "launcher.compile=true: precision.backend=te has kernels of its own, which cannot be"
+        " compiled; use launcher.compile=false",
+    ),
 ]

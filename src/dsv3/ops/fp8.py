@@ -133,7 +133,8 @@ def _tiles(x: Tensor, tile: Shape) -> Tensor:
     (rows, columns), (r, c) = x.shape[-2:], tile
     if rows % r or columns % c:
         x = F.pad(x, (0, -columns % c, 0, -rows % r))
-    return x.unflatten(-1, (-1, c)).unflatten(-3, (-1, r))
+    tiles: Tensor = x.unflatten(-1, (-1, c)).unflatten(-3, (-1, r))
+    return tiles
 
 
 def _untiled(tiles: Tensor, shape: torch.Size) -> Tensor:

@@ -1,21 +1,21 @@
 """What a whole layer keeps and needs under each policy of recomputation (model/recompute.py)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from dsv3.plan.memory_layers import attention, dense_network, moe, norm
 from dsv3.plan.memory_ops import (
+    FP32,
     GradientRule,
     Op,
     Part,
     backward_peak,
     forward_peak,
+    kept,
     kept_by_part,
     weights_of,
 )
 from dsv3.plan.memory_pass import Pass
-
-UP_PROJECTED = ("input_layernorm", "kv_a_layernorm", "kv_b_proj", "q_a_layernorm", "q_b_proj")
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,50 @@ def _made_again(
     states = p.of(p.model.hidden_size)
     left = [*others, *(Op("input", kept=states) for _ in regions)]
     again = [*others, *(op for region in regions for op in region)]
-    return layer(left, again, rule)
+    made = layer(left, again, rule)
+    return replace(made, backward=max(made.backward, made.forward + states))
 
 
-def _selective(
-    p: Pass, attending: list[Op], feeding: list[Op], rule: GradientRule
-) -> LayerMemory:
-    """The report's policy: norms and what is expanded from the latents are made again."""
+def _selective(p: Pass, attending: list[Op], feeding: list[Op], rule: GradientRule) -> LayerMemory:
+    """The report's policy: norms and what is expanded from the latents are made again.
+
+    The network's backward pass comes first, beside what attention left; then all of attention is
+    there again.
+    """
     m = p.model
     states = p.of(m.hidden_size)
-    value = p.of(m.num_attention_heads * m.v_head_dim)
-    scores = next(op for op in attending if op.name == "attention")
-    expanded = 2 * p.of(m.num_attention_heads * m.qk_head_dim)
-    expanded += value if p.keeps_probabilities else p.of(
-        m.num_attention_heads * (m.qk_nope_head_dim + m.v_head_dim)
-    )
-    latents = p.of(m.kv_lora_rank + m.qk_rope_head_dim + (m.q_lora_rank or 0))
-    normed = [op for op in feeding if op.name == "normed states"]
-    dropped = states if normed or not p.fp8 else p.linear_input(m.hidden_size)
-    between = [
+    left = [
         Op("input", kept=states),
-        Op("latents", kept=latents),
-        Op("attention", kept=scores.kept - expanded),
-        *feeding,
-        Op("remade", kept=-dropped),
+        Op("latents", kept=p.of(m.kv_lora_rank + m.qk_rope_head_dim + (m.q_lora_rank or 0))),
+        Op("attention", kept=_kept_of_attention(p)),
     ]
-    running = [*attending, *feeding]
-    return layer(between, running, rule)
+    is_dense = not any(op.name == "router" for op in feeding)
+    dropped = p.linear_input(m.hidden_size) if is_dense else states
+    between = [*left, *feeding, Op("normed states", kept=-dropped)]
+    made = rule.left([weights_of(feeding)])
+    return LayerMemory(
+        kept=kept_by_part(between),
+        forward=max(kept(left) + forward_peak(feeding), forward_peak(attending)),
+        backward=max(
+            kept(left) + backward_peak(feeding, rule),
+            made + backward_peak(attending, rule),
+            made + forward_peak(attending) + states,
+        ),
+        weights=weights_of([*attending, *feeding]),
+    )
+
+
+def _kept_of_attention(p: Pass) -> int:
+    """What the kernel itself made: its result and, where it is one operation, its by-products."""
+    m = p.model
+    heads = m.num_attention_heads
+    value = p.of(heads * m.v_head_dim)
+    match p.attention_kernel:
+        case "fused":
+            return value + p.tokens * heads * FP32
+        case "halves":
+            first = (p.length + 1) // 2
+            kept = first * first + (p.length - first) * p.length
+            return value + p.sequences * heads * kept * p.activation_bytes
+        case "plain":
+            return value

@@ -31,20 +31,36 @@ def _loss(p: Pass) -> Op:
     """The head over chunks of rows: both gradients are made on the way, no logits are kept."""
     m = p.model
     states, weights = p.of(m.hidden_size), m.vocab_size * m.hidden_size
-    rows = min(p.tokens, max(CHUNK_ROWS, CHUNK_ELEMENTS // m.vocab_size))
-    narrow = p.activation_bytes < FP32
-    # Logits, probabilities in FP32, and below FP32 an FP32 copy of the one or a rounded one of these.
-    chunk = rows * m.vocab_size * (p.activation_bytes + FP32 + (FP32 if narrow else 0))
-    # Below FP32 the weights' gradient is summed up in FP32, a product at a time.
-    summed = weights * FP32 if narrow else 0
+    kept = states + weights * p.activation_bytes
     return Op(
         "loss",
-        kept=states + weights * p.activation_bytes,
-        forward=states + summed + chunk,
+        kept=kept,
+        forward=states + _chunks(p, weights),
         backward=states,
         weights=(weights,),
         part="logits",
     )
+
+
+def _chunks(p: Pass, weights: int) -> int:
+    """The most that the chunks need beside the two gradients that are kept.
+
+    Below FP32 the weights' gradient is summed up in FP32 and rounded at the end; a CPU converts
+    what is added to it, and the logits, by way of FP32 copies.
+    """
+    vocabulary = p.model.vocab_size
+    rows = min(p.tokens, max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary))
+    logits = rows * vocabulary * p.activation_bytes
+    wide = rows * vocabulary * FP32
+    narrow = p.activation_bytes < FP32
+    converted = FP32 if narrow and p.device == "cpu" else 0
+    # From the second chunk on, the gradient of the one before is still there.
+    before = logits if p.tokens > rows else 0
+    softmax = before + logits + wide + rows * vocabulary * converted
+    if not narrow:
+        return softmax
+    product = logits + weights * (p.activation_bytes + converted)
+    return weights * (FP32 - p.activation_bytes) + max(softmax, product)
 
 
 @lru_cache(maxsize=64)
@@ -71,4 +87,3 @@ def _joining(p: Pass, rule: GradientRule, *, is_first: bool) -> LayerMemory:
     if p.recompute == "norm_and_up_projection":
         kept[-1] = ops[-1]._replace(kept=0)
     return layer(kept, ops, rule)
-

@@ -84,21 +84,34 @@ def _scores(p: Pass) -> Op:
     heads = m.num_attention_heads
     query, value = p.of(heads * m.qk_head_dim), p.of(heads * m.v_head_dim)
     expanded = p.of(heads * (m.qk_nope_head_dim + m.v_head_dim))
-    grads = p.of(m.hidden_size) + value + 2 * query + value
-    if not p.keeps_probabilities:
-        # The values are a view into what kv_b_proj made; the kernel keeps one sum for each row.
-        keeps = 2 * query + expanded + value + p.tokens * heads * FP32
-        return Op("attention", kept=keeps, forward=expanded + query, backward=grads)
-    first = (p.length + 1) // 2
-    each = p.sequences * heads * p.activation_bytes
-    early, late = each * first * first, each * (p.length - first) * p.length
-    return Op(
-        "attention",
-        kept=2 * query + 2 * value + early + late,
-        # The unscaled queries and the expanded keys and values are alive until `attend` returns.
-        forward=expanded + query + late,
-        backward=grads + value + 2 * late,
-    )
+    grads = p.of(m.hidden_size) + 2 * value + 2 * query
+    # The unscaled queries and the expanded keys and values are alive until `attend` returns.
+    before = expanded + query
+    match p.attention_kernel:
+        case "fused":
+            # The values are a view into what kv_b_proj made; one sum is kept for each row.
+            keeps = 2 * query + expanded + value + p.tokens * heads * FP32
+            return Op("attention", kept=keeps, forward=before, backward=grads)
+        case "halves":
+            first = (p.length + 1) // 2
+            each = p.sequences * heads * p.activation_bytes
+            early, late = each * first * first, each * (p.length - first) * p.length
+            return Op(
+                "attention",
+                kept=2 * query + 2 * value + early + late,
+                forward=before + late,
+                backward=grads + value + 2 * late,
+            )
+        case "plain":
+            # All of it in FP32, and a copy of the result with the heads side by side.
+            square = p.wide(heads) * p.length
+            wide = 2 * p.wide(heads * m.qk_head_dim) + p.wide(heads * m.v_head_dim)
+            return Op(
+                "attention",
+                kept=wide + square + value,
+                forward=before + query + square + square // FP32,
+                backward=p.of(m.hidden_size) + wide + 2 * value + 2 * square,
+            )
 
 
 def dense_network(p: Pass, width: int, *, name: str, keeps_input: bool = True) -> list[Op]:
@@ -162,8 +175,13 @@ def experts(p: Pass) -> list[Op]:
     both = (2 * inner * hidden * p.local_experts, inner * hidden * p.local_experts)
     keeps_rows = p.linear_input(hidden, p.rows)
     return [
-        Op("dispatch", kept=places, forward=packed + rows, backward=2 * grad + rows + packed,
-           part="dispatch"),
+        Op(
+            "dispatch",
+            kept=places,
+            forward=packed + rows,
+            backward=2 * grad + rows + packed,
+            part="dispatch",
+        ),
         Op(
             "experts",
             kept=keeps_rows + p.rows_of(2 * inner),

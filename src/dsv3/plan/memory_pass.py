@@ -9,6 +9,7 @@ from dsv3.config.root import RunConfig
 from dsv3.plan.imbalance import rows_of_rank
 
 Device = Literal["cpu", "cuda"]
+Kernel = Literal["fused", "halves", "plain"]
 
 LONGEST_KEPT = 512
 """As ops/attention.py: up to this length a CPU keeps the probabilities."""
@@ -49,9 +50,16 @@ class Pass:
         return self.tokens * self.model.num_experts_per_tok
 
     @property
-    def keeps_probabilities(self) -> bool:
-        """Whether attention keeps its probabilities: short sequences on a CPU."""
-        return self.device == "cpu" and self.length <= LONGEST_KEPT
+    def attention_kernel(self) -> Kernel:
+        """How attention is computed: on a GPU fused; on a CPU as ops/attention.py and torch choose.
+
+        A CPU has a fused kernel for values as wide as queries only.
+        """
+        if self.device == "cuda":
+            return "fused"
+        if self.length <= LONGEST_KEPT:
+            return "halves"
+        return "fused" if self.model.qk_head_dim == self.model.v_head_dim else "plain"
 
     def of(self, width: int) -> int:
         """Bytes of [T, width] in the type of the weights."""

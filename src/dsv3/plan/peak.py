@@ -108,9 +108,7 @@ def _stage(
         held["working"] = max(0, most - own)
         bucket = engine.bucket if kind == "backward" else 0
         found.append(
-            StageMemory(
-                stage, base | held | {"buckets": bucket}, _host(p, engine), in_flight, kind
-            )
+            StageMemory(stage, base | held | {"buckets": bucket}, _host(p, engine), in_flight, kind)
         )
     return max(found, key=lambda each: each.peak_bytes)
 

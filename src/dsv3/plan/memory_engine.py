@@ -5,10 +5,17 @@ gradients in FP32 as they come (engine/zero.py).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from dsv3.config.root import RunConfig
 from dsv3.plan.memory import BYTES_PER_MASTER, BYTES_PER_MOMENT, StageWeights, bytes_per_weight
-from dsv3.plan.memory_ops import FP32, GRADIENTS_BF16, GRADIENTS_FP32, GradientRule
+from dsv3.plan.memory_ops import (
+    FP32,
+    GRADIENTS_BF16,
+    GRADIENTS_FP32,
+    GRADIENTS_MOVED,
+    GradientRule,
+)
 from dsv3.plan.memory_pass import Device
 
 BUCKET_ELEMENTS = 50_000_000
@@ -56,30 +63,42 @@ def engine_memory(config: RunConfig, stage: StageWeights, *, device: Device) -> 
         "moments": shared * 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype],
         "average": ema,
     }
-    several = layout.world_size > 1
     if config.precision.recipe != "fp32":
         owned = shared if layout.zero_stage >= 2 else held
-        # Groups of more than so many elements are reduced where they are, smaller ones together.
-        together = 0 if stage.dense > REDUCED_ELEMENTS or not several else stage.dense * FP32
+        # What is one tensor is reduced where it is; smaller groups are copied together.
+        together = layout.world_size > 1 and stage.dense <= REDUCED_ELEMENTS
         return EngineMemory(
-            **common, gradients=owned * FP32, bucket=0, update=together, rule=GRADIENTS_BF16
+            **common,
+            gradients=owned * FP32,
+            bucket=0,
+            update=stage.dense * FP32 if together else 0,
+            rule=GRADIENTS_BF16,
         )
+    return EngineMemory(**common, **_fp32_gradients(config, held, dense_share, expert_share))
+
+
+def _fp32_gradients(
+    config: RunConfig, held: int, dense_share: int, expert_share: int
+) -> dict[str, Any]:
+    """Gradients stay with their weights, or move into a bucket when the last micro batch comes.
+
+    With a pipeline the bucket is made a second time before they are reduced. The update copies the
+    gradients of one group after the other.
+    """
+    layout = config.parallelism
+    bucket, flat = BUCKET_ELEMENTS * FP32, max(dense_share, expert_share) * FP32
+    owned = (dense_share + expert_share) * FP32
     accumulates = layout.parts > 1 or config.gradient_accumulation_steps > 1
-    bucket = BUCKET_ELEMENTS * FP32
-    reduced = held * FP32
-    flat = max(dense_share, expert_share) * FP32
-    if several:
-        in_bucket = min(held, BUCKET_ELEMENTS) * FP32
-        update = bucket + shared * FP32 + max(in_bucket, flat) + (0 if accumulates else 0)
+    alone = layout.world_size == 1
+    if layout.parts > 1:
+        update = 2 * bucket
+    elif alone:
+        update = flat + (0 if accumulates else owned)
     else:
-        update = (0 if accumulates else reduced) + flat
-    rule = GRADIENTS_FP32 if not accumulates else GradientRule(FP32, 0, 0)
-    if several and not accumulates:
-        rule = GradientRule(FP32, 0, 0)  # they move into the bucket
-    return EngineMemory(
-        **common,
-        gradients=reduced if accumulates else 0,
-        bucket=bucket if layout.parts == 1 else 0,
-        update=update,
-        rule=rule,
-    )
+        update = owned + max(bucket, flat)
+    return {
+        "gradients": held * FP32 if accumulates else 0,
+        "bucket": bucket,
+        "update": update,
+        "rule": GRADIENTS_FP32 if alone and not accumulates else GRADIENTS_MOVED,
+    }

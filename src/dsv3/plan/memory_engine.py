@@ -5,7 +5,7 @@ gradients in FP32 as they come (engine/zero.py).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from dsv3.config.root import RunConfig
 from dsv3.plan.memory import BYTES_PER_MASTER, BYTES_PER_MOMENT, StageWeights, bytes_per_weight
@@ -57,29 +57,37 @@ def engine_memory(config: RunConfig, stage: StageWeights, *, device: Device) -> 
     expert_share = -(-experts // layout.expert_data_parallel_size)
     shared = dense_share + expert_share
     ema = 0 if config.ema.decay is None else FP32 * shared * (2 if device == "cuda" else 1)
-    common = {
-        "weights": held * bytes_per_weight(config.precision.recipe),
-        "masters": shared * BYTES_PER_MASTER,
-        "moments": shared * 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype],
-        "average": ema,
-    }
-    if config.precision.recipe != "fp32":
-        owned = shared if layout.zero_stage >= 2 else held
-        # What is one tensor is reduced where it is; smaller groups are copied together.
-        together = layout.world_size > 1 and stage.dense <= REDUCED_ELEMENTS
-        return EngineMemory(
-            **common,
-            gradients=owned * FP32,
-            bucket=0,
-            update=stage.dense * FP32 if together else 0,
-            rule=GRADIENTS_BF16,
-        )
-    return EngineMemory(**common, **_fp32_gradients(config, held, dense_share, expert_share))
+    if config.precision.recipe == "fp32":
+        coming = _fp32_gradients(config, held, dense_share, expert_share)
+    else:
+        coming = _summed_gradients(config, stage.dense, held, shared)
+    return EngineMemory(
+        weights=held * bytes_per_weight(config.precision.recipe),
+        masters=shared * BYTES_PER_MASTER,
+        moments=shared * 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype],
+        average=ema,
+        **coming._asdict(),
+    )
 
 
-def _fp32_gradients(
-    config: RunConfig, held: int, dense_share: int, expert_share: int
-) -> dict[str, Any]:
+class Gradients(NamedTuple):
+    """The fields of `EngineMemory` that are about gradients."""
+
+    gradients: int
+    bucket: int
+    update: int
+    rule: GradientRule
+
+
+def _summed_gradients(config: RunConfig, dense: int, held: int, shared: int) -> Gradients:
+    """FP32 sums are there all the time; to be reduced, small groups of them are copied together."""
+    layout = config.parallelism
+    owned = shared if layout.zero_stage >= 2 else held
+    together = layout.world_size > 1 and dense <= REDUCED_ELEMENTS
+    return Gradients(owned * FP32, 0, dense * FP32 if together else 0, GRADIENTS_BF16)
+
+
+def _fp32_gradients(config: RunConfig, held: int, dense_share: int, expert_share: int) -> Gradients:
     """Gradients stay with their weights, or move into a bucket when the last micro batch comes.
 
     With a pipeline the bucket is made a second time before they are reduced. The update copies the
@@ -96,9 +104,5 @@ def _fp32_gradients(
         update = flat + (0 if accumulates else owned)
     else:
         update = owned + max(bucket, flat)
-    return {
-        "gradients": held * FP32 if accumulates else 0,
-        "bucket": bucket,
-        "update": update,
-        "rule": GRADIENTS_FP32 if alone and not accumulates else GRADIENTS_MOVED,
-    }
+    rule = GRADIENTS_FP32 if alone and not accumulates else GRADIENTS_MOVED
+    return Gradients(held * FP32 if accumulates else 0, bucket, update, rule)

@@ -1,4 +1,4 @@
-"""A kind of GPU and its links, as files of hardware/ describe them; what `dsv3 plan` reckons with."""
+"""A kind of GPU and its links, as the files of hardware/ describe them, for `dsv3 plan`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where conf/, hardware/, recipes/ and launchers/ are: beside a checkout's src/, or inside the wheel."""
+"""Where conf/, hardware/, recipes/ and launchers/ are: beside src/, or inside the wheel."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """`dsv3 plan`: what a run, or every run of a sweep, is and takes, before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -51,11 +51,16 @@ def plan(
         return print_published(as_json=as_json)
     runs = configurations(overrides, multirun=multirun, config_dir=config_dir)
     warn([run.config for run in runs], strict=strict, quiet=as_json)
+    searches = not (multirun or names_recipe(overrides) or _has_layout(overrides))
+    if setting.gpus is not None and not searches:
+        from dsv3.plan.search import refuse_smaller_cluster
+
+        refuse_smaller_cluster([run.config for run in runs], setting)
     if multirun or names_recipe(overrides):
         from dsv3.commands.plan_sweep import print_sweep
 
         print_sweep(runs, setting, svg=svg, as_json=as_json)
-    elif setting.gpus is not None and not _has_layout(overrides):
+    elif setting.gpus is not None and searches:
         from dsv3.commands.plan_search import print_search
 
         found = _in_every_precision(overrides, runs[0], config_dir)
@@ -75,24 +80,30 @@ def plan(
 
 
 def _setting(options: Options, config_dir: Path | None) -> Setting:
+    """What the options say; ConfigError with all that is wrong with them."""
     name, gpus = options.get("hardware", DEFAULT_HARDWARE), options.get("gpus")
     imbalance = options.get("imbalance", DEFAULT_MAX_VIOLATION)
     price = options.get("usd_per_gpu_hour")
-    _refuse_nonsense(gpus, imbalance, price)
-    return Setting(name, load_hardware(name, config_dir=config_dir), imbalance, price, gpus)
-
-
-def _refuse_nonsense(gpus: int | None, imbalance: float, usd_per_gpu_hour: float | None) -> None:
-    problems = []
-    if gpus is not None and gpus < 1:
-        problems.append(Problem(f"--gpus {gpus}", "must be 1 at least"))
-    if not 0 <= imbalance < float("inf"):
-        rule = "must be 0 (an even load) or more: largest load / mean load - 1"
-        problems.append(Problem(f"--imbalance {imbalance:g}", rule))
-    if usd_per_gpu_hour is not None and not 0 <= usd_per_gpu_hour < float("inf"):
-        problems.append(Problem(f"--usd-per-gpu-hour {usd_per_gpu_hour:g}", "must not be negative"))
+    problems = list(_nonsense(gpus, imbalance, price))
+    try:
+        profile = load_hardware(name, config_dir=config_dir)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems]) from None
     if problems:
         raise ConfigError(problems)
+    return Setting(name, profile, imbalance, price, gpus)
+
+
+def _nonsense(
+    gpus: int | None, imbalance: float, usd_per_gpu_hour: float | None
+) -> Iterator[Problem]:
+    if gpus is not None and gpus < 1:
+        yield Problem(f"--gpus {gpus}", "must be 1 at least")
+    if not 0 <= imbalance < float("inf"):
+        rule = "must be 0 (an even load) or more: largest load / mean load - 1"
+        yield Problem(f"--imbalance {imbalance:g}", rule)
+    if usd_per_gpu_hour is not None and not 0 <= usd_per_gpu_hour < float("inf"):
+        yield Problem(f"--usd-per-gpu-hour {usd_per_gpu_hour:g}", "must not be negative")
 
 
 def _has_layout(overrides: Sequence[str]) -> bool:

@@ -8,26 +8,19 @@ from dsv3.commands.plan_pipeline import pipeline_lines
 from dsv3.config.compose import Composed
 from dsv3.config.root import RunConfig
 from dsv3.plan.advice import changes, enough
-from dsv3.plan.cluster import Job, place
 from dsv3.plan.description import describe_balance, describe_layout, describe_mtp
 from dsv3.plan.peak import peak_memory
 from dsv3.plan.quantities import count, duration, flops, plural, size
 from dsv3.plan.record import plan_record
-from dsv3.plan.setting import Setting
+from dsv3.plan.setting import HEADROOM, Setting
 
-MOST_STAGES = 8
-"""Stages of a pipeline that a table shows; the others are like them."""
+MOST_ROWS = 8
+"""Kinds of stages that a table shows, the fullest ones."""
 
 
 def run_record(composed: Composed, setting: Setting) -> dict[str, Any]:
-    """The plan with what belongs to the command: overrides, warnings, advice, a given cluster.
-
-    Raises CapacityError if the cluster is smaller than the layout.
-    """
+    """The plan with what belongs to the command: overrides, warnings, advice."""
     record = plan_record(composed.config, setting)
-    if setting.gpus is not None:
-        seconds = record["time"]["seconds"]
-        place([Job(record["model"], record["world_size"], seconds)], setting.gpus)
     peak = record["memory"]["peak_bytes_per_rank"]
     fits = peak <= setting.usable_bytes
     return {
@@ -121,8 +114,8 @@ def _run_line(record: dict[str, Any]) -> str:
 
 def _verdict(record: dict[str, Any], setting: Setting) -> str:
     memory = record["memory"]
-    room = f"{size(setting.usable_bytes)} of a {setting.hardware.gpu}'s"
-    room += f" {size(setting.hardware.memory_bytes)}"
+    room = f"{size(setting.usable_bytes)}, {HEADROOM:.0%} of the memory of one"
+    room += f" {setting.hardware.gpu}"
     fits = "fits into" if record["fits"] else "does not fit into"
     host = memory["host_bytes_per_rank"]
     beside = f"; {size(host)} of the host's beside" if host else ""
@@ -130,21 +123,36 @@ def _verdict(record: dict[str, Any], setting: Setting) -> str:
 
 
 def _stages(stages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The fullest first, of equal ones the first."""
-    ranked = sorted(stages, key=lambda stage: (-stage["peak_bytes"], stage["stage"]))
+    """The fullest first; stages of the same bytes in one row, with the first one's batches."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for stage in sorted(stages, key=lambda stage: (-stage["peak_bytes"], stage["stage"])):
+        alike.setdefault(f"{stage['peak_bytes']} {stage['parts']}", []).append(stage)
+    groups = list(alike.values())
     rows: list[tuple[str, ...]] = [
         (
-            str(stage["stage"]),
-            size(stage["peak_bytes"]),
-            stage["moment"],
-            " + ".join(map(str, stage["micro_batches"])),
-            ", ".join(f"{name} {size(part)}" for name, part in stage["parts"].items()),
+            ranges([stage["stage"] for stage in group]),
+            size(group[0]["peak_bytes"]),
+            group[0]["moment"],
+            " + ".join(map(str, group[0]["micro_batches"])),
+            ", ".join(f"{name} {size(part)}" for name, part in group[0]["parts"].items()),
         )
-        for stage in ranked[:MOST_STAGES]
+        for group in groups[:MOST_ROWS]
     ]
-    if len(ranked) > MOST_STAGES:
-        rows.append((f"{len(ranked) - MOST_STAGES} more", "", "", "", "less"))
+    if len(groups) > MOST_ROWS:
+        rest = [stage["stage"] for group in groups[MOST_ROWS:] for stage in group]
+        rows.append((ranges(sorted(rest)), "less", "", "", ""))
     return rows
+
+
+def ranges(numbers: list[int]) -> str:
+    """`0, 3 to 15`: rising numbers, neighbours together."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found)
 
 
 def _advice(config: RunConfig, setting: Setting) -> list[dict[str, Any]]:

@@ -34,10 +34,7 @@ COLUMNS = (
 def print_sweep(
     runs: Sequence[Composed], setting: Setting, *, svg: Path | None, as_json: bool
 ) -> None:
-    """A row for each run, the totals, and a timeline.
-
-    Raises CapacityError if the cluster is smaller than a layout.
-    """
+    """A row for each run, the totals, and a timeline; every run must fit the cluster."""
     records = [
         {
             "overrides": list(run.overrides),

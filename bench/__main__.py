@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, ranks, saves, peer."""
+"""`python -m bench [--quick] [--json]`: start-up, plan, load, mechanisms, memory, ranks, saves, peer."""
 
 import argparse
 import json
@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import checkpoints, layouts, load, mechanisms, memory, startup, throughput
+from bench import checkpoints, layouts, load, mechanisms, memory, plan, startup, throughput
 
 PARTS = {
+    "plan": plan,
     "load": load,
     "mechanisms": mechanisms,
     "memory": memory,

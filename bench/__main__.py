@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, plan, load, mechanisms, memory, ranks, saves, peer."""
+"""`python -m bench [--quick] [--json]`: start-up, plans, load, memory, ranks, saves, peer, more."""
 
 import argparse
 import json

@@ -53,8 +53,9 @@ def test_people_read_tables_and_a_timeline(
     assert run([*SWEEP, "--svg", str(drawn)]) == 0
     out = capsys.readouterr().out
     assert "all runs" in out and "balance=aux_free" in out
-    lanes = [line for line in out.splitlines() if line.endswith("#")]
-    assert len(lanes) == 2
+    lanes = [line for line in out.splitlines() if "####" in line]
+    assert len(lanes) == 2  # one after the other on the ranks of one
+    assert lanes[0].endswith(".") and lanes[1].endswith("#")
     assert ElementTree.parse(drawn).getroot().tag.endswith("svg")
 
 

@@ -52,7 +52,9 @@ def test_a_smaller_cluster_is_told_what_it_can_do() -> None:
     assert config.parallelism.world_size == 8
     refuse_smaller_cluster([config], setting(8))
     with pytest.raises(CapacityError, match="use --gpus 8, or on 4: parallelism") as caught:
-        refuse_smaller_cluster([config], setting(4))
+        refuse_smaller_cluster([config], setting(4, "h200"))
+    with pytest.raises(CapacityError, match="use --gpus 8, no layout fits on 1 H100"):
+        refuse_smaller_cluster([config], setting(1))
     line = str(caught.value).partition("or on 4: ")[2]
     assert compose([*WORDS, *line.split()]).config.parallelism.world_size <= 4
 

@@ -8,9 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import checkpoints, layouts, load, mechanisms, memory, precisions, startup, throughput
+from bench import (
+    checkpoints,
+    layouts,
+    load,
+    mechanisms,
+    memory,
+    plan,
+    precisions,
+    startup,
+    throughput,
+)
 
 PARTS = {
+    "plan": plan,
     "load": load,
     "mechanisms": mechanisms,
     "memory": memory,

@@ -54,6 +54,11 @@ class PrecisionConfig(Section):
         return self.recipe not in ("fp32", "bf16")
 
     @property
+    def has_fp8_products(self) -> bool:
+        """Whether the hardware multiplies FP8 codes, which layers keep; an emulation has none."""
+        return self.is_fp8 and self.backend == "te"
+
+    @property
     def is_tiled_fp8(self) -> bool:
         """Whether FP8 has the report's tiles, 1 x 128 and 128 x 128."""
         return self.recipe in ("fp8_block", "fp8_block_emulated")

@@ -61,7 +61,9 @@ class LayerTimes:
         active += self._counts.experts_per_token * self._counts.expert
         self.moe = self._block(active, is_moe=True)
         self.head = self._linear(self._counts.head, fp8=False)
-        joining = self._linear(2 * config.model.hidden_size**2, fp8=config.precision.has_fp8_products)
+        joining = self._linear(
+            2 * config.model.hidden_size**2, fp8=config.precision.has_fp8_products
+        )
         self.mtp = joining + self.moe + self.head
 
     def _seconds(self, operations: float, *, fp8: bool) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor
 from dsv3.config.root import RunConfig
 from dsv3.engine.engine import TrainingEngine
 from dsv3.engine.groups import expert_group
+from dsv3.model.backends import Backend
 from dsv3.model.backends.torch import TorchBackend
 from dsv3.model.compile import compile_model
 from dsv3.model.init import fill, materialise
@@ -51,22 +52,30 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
     if len(local) < experts:
         group = expert_group(config.parallelism)
         dispatcher = AllToAllDispatcher(experts, group, fp8=fp8)
-    with torch.device("meta"):
-        model = Transformer(
-            config.model,
-            backend=TorchBackend(),
-            dispatcher=dispatcher,
-            parts=None if place is None else layers_held(config, place.stage),
-            local_experts=local,
-            recompute=config.recompute,
-            balance=config.balance,
-            mtp=config.mtp,
-        )
+    model = lay_out_model(config, place, TorchBackend(), dispatcher)
     dtype = WEIGHT_DTYPES[config.precision.recipe]
     materialise(model, config.model, seed=config.seed, device=device, dtype=dtype)
     if config.launcher.compile:
         compile_model(model)
     return model
+
+
+def lay_out_model(
+    config: RunConfig, place: Place | None, backend: Backend, dispatcher: TokenDispatcher
+) -> Transformer:
+    """What the rank at `place` holds of the model, on the meta device; all of it without one."""
+    experts = config.model.n_routed_experts
+    with torch.device("meta"):
+        return Transformer(
+            config.model,
+            backend=backend,
+            dispatcher=dispatcher,
+            parts=None if place is None else layers_held(config, place.stage),
+            local_experts=None if place is None else place.local_experts(experts),
+            recompute=config.recompute,
+            balance=config.balance,
+            mtp=config.mtp,
+        )
 
 
 def build_engine(

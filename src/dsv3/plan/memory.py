@@ -12,13 +12,16 @@ from dsv3.parallel.schedule import global_part, parts_per_stage
 from dsv3.plan.parameters import ParameterCounts, count_mtp, count_parameters
 from dsv3.plan.stages import layer_ranges
 
-# FP8 products quantise weights that are kept in BF16; the copies are no state.
-BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8_block": 2, "fp8_block_emulated": 2}
 # Gradients are accumulated in FP32 in every recipe.
 BYTES_PER_GRADIENT = 4
 # DeepSpeed keeps a master beside FP32 weights too.
 BYTES_PER_MASTER = 4
 BYTES_PER_MOMENT = {"fp32": 4, "bf16": 2}  # of which AdamW has two
+
+
+def bytes_per_weight(recipe: str) -> int:
+    """Bytes of a weight that products read: FP8 ones quantise weights that are kept in BF16."""
+    return 4 if recipe == "fp32" else 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def _rank_bytes(stage: StageWeights, config: RunConfig) -> StateBytes:
     sharded += _shard(experts, layout.expert_data_parallel_size)
     state_bytes = BYTES_PER_MASTER + 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype]
     return StateBytes(
-        weights=held * BYTES_PER_WEIGHT[config.precision.recipe],
+        weights=held * bytes_per_weight(config.precision.recipe),
         gradients=_gradients(layout, held, sharded) * BYTES_PER_GRADIENT,
         optimizer=sharded * state_bytes,
     )

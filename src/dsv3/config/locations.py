@@ -1,4 +1,4 @@
-"""Where conf/, recipes/ and launchers/ are: beside a checkout's src/, or inside the wheel."""
+"""Where conf/, hardware/, recipes/ and launchers/ are: beside src/, or inside the wheel."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import dsv3
 
 
 def shipped(name: str) -> Path:
-    """Directory `name` (conf, recipes or launchers) of this installation.
+    """Directory `name` (conf, hardware, recipes or launchers) of this installation.
 
     Raises FileNotFoundError if the installation is broken.
     """

@@ -8,8 +8,8 @@ from dsv3.config.model import ModelConfig
 from dsv3.config.parallelism import ParallelismConfig
 
 DEFAULT_MAX_VIOLATION = 1.0
-"""MaxVio = largest load / mean load - 1: the busiest expert has twice its share. Our choice, near the
-top of the axis (1.25) on which arXiv 2408.15664 plots it per batch."""
+"""MaxVio = largest load / mean load - 1: the busiest expert has twice its share. Our choice, near
+the top of the axis (1.25) on which arXiv 2408.15664 plots it per batch."""
 
 
 def rows_of_rank(

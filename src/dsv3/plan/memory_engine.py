@@ -5,10 +5,17 @@ gradients in FP32 as they come (engine/zero.py).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dsv3.config.root import RunConfig
 from dsv3.plan.memory import BYTES_PER_MASTER, BYTES_PER_MOMENT, StageWeights, bytes_per_weight
-from dsv3.plan.memory_ops import FP32, GRADIENTS_BF16, GRADIENTS_FP32, GradientRule
+from dsv3.plan.memory_ops import (
+    FP32,
+    GRADIENTS_BF16,
+    GRADIENTS_FP32,
+    GRADIENTS_MOVED,
+    GradientRule,
+)
 from dsv3.plan.memory_pass import Device
 
 BUCKET_ELEMENTS = 50_000_000
@@ -50,36 +57,52 @@ def engine_memory(config: RunConfig, stage: StageWeights, *, device: Device) -> 
     expert_share = -(-experts // layout.expert_data_parallel_size)
     shared = dense_share + expert_share
     ema = 0 if config.ema.decay is None else FP32 * shared * (2 if device == "cuda" else 1)
-    common = {
-        "weights": held * bytes_per_weight(config.precision.recipe),
-        "masters": shared * BYTES_PER_MASTER,
-        "moments": shared * 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype],
-        "average": ema,
-    }
-    several = layout.world_size > 1
-    if config.precision.recipe != "fp32":
-        owned = shared if layout.zero_stage >= 2 else held
-        # Groups of more than so many elements are reduced where they are, smaller ones together.
-        together = 0 if stage.dense > REDUCED_ELEMENTS or not several else stage.dense * FP32
-        return EngineMemory(
-            **common, gradients=owned * FP32, bucket=0, update=together, rule=GRADIENTS_BF16
-        )
-    accumulates = layout.parts > 1 or config.gradient_accumulation_steps > 1
-    bucket = BUCKET_ELEMENTS * FP32
-    reduced = held * FP32
-    flat = max(dense_share, expert_share) * FP32
-    if several:
-        in_bucket = min(held, BUCKET_ELEMENTS) * FP32
-        update = bucket + shared * FP32 + max(in_bucket, flat) + (0 if accumulates else 0)
+    if config.precision.recipe == "fp32":
+        coming = _fp32_gradients(config, held, dense_share, expert_share)
     else:
-        update = (0 if accumulates else reduced) + flat
-    rule = GRADIENTS_FP32 if not accumulates else GradientRule(FP32, 0, 0)
-    if several and not accumulates:
-        rule = GradientRule(FP32, 0, 0)  # they move into the bucket
+        coming = _summed_gradients(config, stage.dense, held, shared)
     return EngineMemory(
-        **common,
-        gradients=reduced if accumulates else 0,
-        bucket=bucket if layout.parts == 1 else 0,
-        update=update,
-        rule=rule,
+        weights=held * bytes_per_weight(config.precision.recipe),
+        masters=shared * BYTES_PER_MASTER,
+        moments=shared * 2 * BYTES_PER_MOMENT[config.optimizer.moment_dtype],
+        average=ema,
+        **coming._asdict(),
     )
+
+
+class Gradients(NamedTuple):
+    """The fields of `EngineMemory` that are about gradients."""
+
+    gradients: int
+    bucket: int
+    update: int
+    rule: GradientRule
+
+
+def _summed_gradients(config: RunConfig, dense: int, held: int, shared: int) -> Gradients:
+    """FP32 sums are there all the time; to be reduced, small groups of them are copied together."""
+    layout = config.parallelism
+    owned = shared if layout.zero_stage >= 2 else held
+    together = layout.world_size > 1 and dense <= REDUCED_ELEMENTS
+    return Gradients(owned * FP32, 0, dense * FP32 if together else 0, GRADIENTS_BF16)
+
+
+def _fp32_gradients(config: RunConfig, held: int, dense_share: int, expert_share: int) -> Gradients:
+    """Gradients stay with their weights, or move into a bucket when the last micro batch comes.
+
+    With a pipeline the bucket is made a second time before they are reduced. The update copies the
+    gradients of one group after the other.
+    """
+    layout = config.parallelism
+    bucket, flat = BUCKET_ELEMENTS * FP32, max(dense_share, expert_share) * FP32
+    owned = (dense_share + expert_share) * FP32
+    accumulates = layout.parts > 1 or config.gradient_accumulation_steps > 1
+    alone = layout.world_size == 1
+    if layout.parts > 1:
+        update = 2 * bucket
+    elif alone:
+        update = flat + (0 if accumulates else owned)
+    else:
+        update = owned + max(bucket, flat)
+    rule = GRADIENTS_FP32 if alone and not accumulates else GRADIENTS_MOVED
+    return Gradients(held * FP32 if accumulates else 0, bucket, update, rule)

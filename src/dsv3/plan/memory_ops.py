@@ -53,6 +53,8 @@ class GradientRule:
 
 
 GRADIENTS_FP32 = GradientRule(as_made=FP32, copied=0, stays=FP32)
+GRADIENTS_MOVED = GradientRule(as_made=FP32, copied=0, stays=0)
+"""FP32 gradients that go into room which is counted already: a sum, or a bucket."""
 GRADIENTS_BF16 = GradientRule(as_made=2, copied=FP32, stays=0)
 
 

@@ -74,7 +74,7 @@ class Pass:
         return self.rows * width * self.activation_bytes
 
     def linear_input(self, width: int, rows: int | None = None) -> int:
-        """Bytes of the input that a linear layer keeps: under FP8 codes and a scale for each tile."""
+        """Bytes of the input a linear layer keeps: under FP8 codes and a scale for each tile."""
         rows = self.tokens if rows is None else rows
         if self.fp8:
             return rows * width + rows * -(-width // FP8_TILE) * 4

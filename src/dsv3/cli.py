@@ -110,13 +110,28 @@ def plan(
     multirun: Multirun = False,
     cfg: Cfg = None,
     config_dir: ConfigDir = None,
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Run the program of each stage without data: exact bytes."),
+    ] = False,
+    max_violation: Annotated[
+        float | None,
+        typer.Option(
+            "--max-violation",
+            min=0.0,
+            metavar="X",
+            help="MaxVio of the busiest rank's experts: their load is 1 + X times the mean.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Strict = False,
     as_json: Json = False,
 ) -> int:
     """Compute what a run needs and does, before anything starts."""
     if cfg is not None:
         return _show(overrides, cfg, multirun=multirun, config_dir=config_dir, as_json=as_json)
-    options = {"multirun": multirun, "config_dir": config_dir, "strict": strict}
+    options: dict[str, Any] = {"multirun": multirun, "config_dir": config_dir, "strict": strict}
+    options |= {"traced": trace, "max_violation": max_violation}
     return _call("plan", "plan", overrides or [], **options, as_json=as_json)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from dsv3.commands.console import write_json, write_table
 from dsv3.commands.lint import as_data, warn
+from dsv3.commands.trace import trace
 from dsv3.config.compose import Composed
 from dsv3.plan.description import describe_balance, describe_layout, describe_mtp
+from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
 from dsv3.plan.quantities import count, flops, plural, size
 from dsv3.plan.record import plan_record
 from dsv3.sweep.expand import configurations, names_recipe
@@ -20,13 +22,19 @@ def plan(
     config_dir: Path | None,
     strict: bool,
     as_json: bool,
+    traced: bool = False,
+    max_violation: float | None = None,
 ) -> int:
     """Print the plan of one run, or of all runs of a sweep or a recipe; returns 0.
 
+    With `traced` what a run's program allocates, its experts as loaded as `max_violation` says.
     Raises ConfigError if any of the configurations is wrong, or with `strict` in a known trap.
     """
     runs = configurations(overrides, multirun=multirun, config_dir=config_dir)
     warn([run.config for run in runs], strict=strict, quiet=as_json)
+    if traced:
+        load = DEFAULT_MAX_VIOLATION if max_violation is None else max_violation
+        return trace(runs, max_violation=load, as_json=as_json)
     if multirun or names_recipe(overrides):
         _print_sweep(runs, as_json=as_json)
     else:

@@ -117,6 +117,7 @@ def _run_whole(model: Transformer, batches: Sequence[MicroBatch], run: _Run) -> 
         run.mark(Action("forward", 0, index))
         (objective / len(batches)).backward()
         del objective
+        run.state.end_of_backward()
         run.mark(Action("backward", 0, index))
 
 

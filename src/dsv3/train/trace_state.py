@@ -32,9 +32,9 @@ class Group:
     def __init__(self, parameters: list[nn.Parameter], ranks: int) -> None:
         self.parameters = parameters
         self.ranks = ranks
-        elements = sum(parameter.numel() for parameter in parameters)
+        self.filled = sum(parameter.numel() for parameter in parameters)
         step = ALIGNMENT * ranks
-        self.elements = -(-elements // step) * step
+        self.elements = -(-self.filled // step) * step
         self.partition = self.elements // ranks
 
     def held(self) -> list[nn.Parameter]:
@@ -95,10 +95,8 @@ class TracedState:
         """All parameters, in the order of the groups."""
         return [parameter for group in self.groups for parameter in group.parameters]
 
-    def end_of_backward(self, *, last: bool) -> None:
-        """What follows each backward pass outside of a pipeline, where the last one reduces."""
-        if last:
-            self.reduce()
+    def end_of_backward(self) -> None:
+        """What follows each backward pass of ZeRO-2, which reduces every time."""
 
     def reduce(self) -> None:
         """Share out the gradients over the data ranks."""
@@ -109,7 +107,10 @@ class TracedState:
         raise NotImplementedError
 
     def _adam(self) -> None:
-        """Moments in BF16 are updated on FP32 copies, a chunk at a time."""
+        """Moments in BF16 are updated on FP32 copies, a chunk at a time; then weights are shared.
+
+        In place over NCCL; gloo gathers into a tensor of its own.
+        """
         if self._moment_dtype != torch.float32:
             chunk = min(CHUNK_ELEMENTS, max(group.partition for group in self.groups))
             _copies = [torch.empty(chunk) for _ in "12"]
@@ -192,15 +193,19 @@ class BucketedState(TracedState):
                     _copy = torch.empty(elements)
                 del _copy
         if not self._reduced:
-            held = sum(each.numel() for group in self.groups for each in group.held())
             with self._ledger.of(GRADIENTS):
-                self._reduced.append(torch.empty(held))
+                self._reduced.append(torch.empty(self._held_elements()))
+
+    def _held_elements(self) -> int:
+        """Gradients that stay: of every parameter that this rank owns a part of."""
+        return sum(each.numel() for group in self.groups for each in group.held())
 
     def update(self) -> None:
         """Each group's gradients are copied into one flat tensor before its step."""
         for index, group in enumerate(self.groups):
             with self._ledger.of(GRADIENTS):
-                flat = torch.empty(group.partition)
+                pieces = len(group.held()) + (group.partition * group.ranks > group.filled)
+                flat = torch.empty(group.partition if pieces > 1 else 0)
             for parameter in group.parameters:
                 parameter.grad = None
             if index == len(self.groups) - 1:
@@ -209,10 +214,60 @@ class BucketedState(TracedState):
             del flat
 
 
+class PartitionedState(BucketedState):
+    """The same under ZeRO-2: each gradient goes into the bucket as soon as it is there."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> None:
+        super().__init__(model, config, ledger, device)
+        self._widened = config.precision.recipe != "fp32"
+        self._waiting: list[nn.Parameter] = []
+        for parameter in self.parameters:
+            parameter.register_post_accumulate_grad_hook(self._into_bucket)
+
+    def _into_bucket(self, parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        if self._widened:
+            _add_to_sum(parameter)
+        if sum(each.numel() for each in (*self._waiting, parameter)) > BUCKET_ELEMENTS:
+            self._flush(self._waiting)
+            self._waiting = []
+        if parameter.numel() <= BUCKET_ELEMENTS:
+            parameter.grad = None
+        self._waiting.append(parameter)
+
+    def end_of_backward(self) -> None:
+        """The rest of the bucket; sums of later micro batches are added to those of the first."""
+        self._flush(self._waiting)
+        self._waiting = []
+        self._bucket.clear()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def reduce(self) -> None:
+        """Done already."""
+
+    def _held_elements(self) -> int:
+        """BF16 runs keep sums of exactly what this rank owns."""
+        if self._widened:
+            return sum(group.partition for group in self.groups)
+        return super()._held_elements()
+
+    def update(self) -> None:
+        """Sums of BF16 runs are flat already."""
+        if not self._widened:
+            return super().update()
+        self._adam()
+        self._reduced.clear()
+        return None
+
+
 def traced_state(model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> TracedState:
     """The state that the configuration's precision and ZeRO stage lead to."""
-    summed = config.precision.recipe != "fp32" and config.parallelism.zero_stage == 1
-    kind: Callable[..., TracedState] = SummedState if summed else BucketedState
+    kind: Callable[..., TracedState] = BucketedState
+    if config.parallelism.zero_stage == 2:
+        kind = PartitionedState
+    elif config.precision.recipe != "fp32":
+        kind = SummedState
     return kind(model, config, ledger, device)
 
 

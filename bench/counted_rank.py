@@ -54,7 +54,9 @@ def _batches(config: RunConfig, generator: torch.Generator) -> list[tuple[Tensor
     share = config.schedule.global_batch_size // config.parallelism.data_parallel_size
     shape = (share // count, config.schedule.sequence_length + 1)
     coeff = torch.tensor(config.mtp.loss_coeff)
-    drawn = (torch.randint(config.model.vocab_size, shape, generator=generator) for _ in range(count))
+    drawn = (
+        torch.randint(config.model.vocab_size, shape, generator=generator) for _ in range(count)
+    )
     return [(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), coeff) for ids in drawn]
 
 

@@ -62,10 +62,10 @@ def measure(*, quick: bool) -> Iterator[dict[str, Any]]:
         library = allocations.build(Path(directory))
         for size, words in list(SIZES.items())[: 2 if quick else None]:
             rows = []
-            for layout in LAYOUTS:
+            for layout, ranks in LAYOUTS.items():
                 for precision in PRECISIONS:
                     overrides = [*words, f"parallelism={layout}", f"precision={precision}"]
-                    rows += compared(overrides, LAYOUTS[layout], library)
+                    rows += compared(overrides, ranks, library)
             yield {"size": size, "rows": rows}
     yield {"traced": {model: _trace_seconds(model) for model in TRACED}}
 

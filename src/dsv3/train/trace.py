@@ -122,9 +122,7 @@ def trace(
     for place in _places(config):
         program = _program(config, place)
         if program not in found:
-            found[program] = trace_passes(
-                config, place, device=device, max_violation=max_violation
-            )
+            found[program] = trace_passes(config, place, device=device, max_violation=max_violation)
         stages.append(step_of(config, place, found[program]))
     return Trace(tuple(stages), max_violation, device)
 

@@ -65,7 +65,11 @@ class Ledger(TorchDispatchMode):
             self._label = before
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run the operation and take note of what it made."""
         out = func(*args, **(kwargs or {}))

@@ -4,7 +4,6 @@ A fake process group says who the others are and moves nothing. How many rows re
 experts is given; everything else follows from the configuration.
 """
 
-
 from typing import Any
 
 import torch
@@ -115,9 +114,7 @@ def program_of(
     """The model that the rank at `place` holds, on the meta device (collective)."""
     backend: Backend = CudaBackend() if device == "cuda" else TorchBackend()
     experts = config.model.n_routed_experts
-    dispatcher: TokenDispatcher = LocalDispatcher(
-        experts, fp8=config.precision.dispatch == "fp8"
-    )
+    dispatcher: TokenDispatcher = LocalDispatcher(experts, fp8=config.precision.dispatch == "fp8")
     if len(place.expert_ranks) > 1:
         group = dist.new_group(list(place.expert_ranks), use_local_synchronization=True)
         assert isinstance(group, dist.ProcessGroup)

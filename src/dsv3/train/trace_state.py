@@ -66,6 +66,7 @@ class TracedState:
 
     def __init__(self, model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> None:
         self._ledger = ledger
+        self._on_host = device == "cpu"
         layout, dtype = config.parallelism, WEIGHT_DTYPES[config.precision.recipe]
         wrap(
             model,
@@ -87,8 +88,8 @@ class TracedState:
                 torch.empty(size, dtype=self._moment_dtype) for size in partitions for _ in "12"
             ]
         with ledger.of(AVERAGE):
-            on_host = config.ema.decay is not None and device == "cpu"
-            self._average = [torch.empty(size) for size in partitions] if on_host else []
+            averaged = config.ema.decay is not None and self._on_host
+            self._average = [torch.empty(size) for size in partitions] if averaged else []
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -107,13 +108,18 @@ class TracedState:
         raise NotImplementedError
 
     def _adam(self) -> None:
-        """Moments in BF16 are updated on FP32 copies, a chunk at a time; then weights are shared.
-
-        In place over NCCL; gloo gathers into a tensor of its own.
-        """
+        """Moments in BF16 are updated on FP32 copies, a chunk at a time."""
         if self._moment_dtype != torch.float32:
             chunk = min(CHUNK_ELEMENTS, max(group.partition for group in self.groups))
             _copies = [torch.empty(chunk) for _ in "12"]
+
+    def _gather(self) -> None:
+        """Weights are gathered in place over NCCL, by gloo in a tensor of its own."""
+        for group, weights in zip(self.groups, self._weights, strict=True):
+            if self._on_host and group.ranks > 1:
+                with self._ledger.of(BUFFERS):
+                    _gathered = torch.empty_like(weights)
+                del _gathered
 
 
 class SummedState(TracedState):
@@ -122,9 +128,7 @@ class SummedState(TracedState):
     def __init__(self, model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> None:
         super().__init__(model, config, ledger, device)
         with ledger.of(GRADIENTS):
-            self._sums = [
-                torch.empty(group.elements, dtype=torch.float32) for group in self.groups
-            ]
+            self._sums = [torch.empty(group.elements, dtype=torch.float32) for group in self.groups]
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(_add_to_sum)
 
@@ -138,6 +142,7 @@ class SummedState(TracedState):
     def update(self) -> None:
         """Gradients are views of the sums."""
         self._adam()
+        self._gather()
 
 
 class BucketedState(TracedState):
@@ -212,6 +217,7 @@ class BucketedState(TracedState):
                 self._reduced.clear()
             self._adam()
             del flat
+        self._gather()
 
 
 class PartitionedState(BucketedState):
@@ -255,10 +261,11 @@ class PartitionedState(BucketedState):
     def update(self) -> None:
         """Sums of BF16 runs are flat already."""
         if not self._widened:
-            return super().update()
+            super().update()
+            return
         self._adam()
         self._reduced.clear()
-        return None
+        self._gather()
 
 
 def traced_state(model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> TracedState:

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice, product
@@ -32,6 +33,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from pydantic import ValidationError
 
 from dsv3.config import rules
+from dsv3.config.complaints import about_others, complaint, named
 from dsv3.config.locations import shipped
 from dsv3.config.options import RECIPE, Catalogue, catalogue
 from dsv3.config.overrides import (
@@ -110,7 +112,7 @@ def merged_recipe(name: str, *, config_dir: Path | None = None) -> Any:
         rule, remedy = "inherits from itself", "give a recipe that begins with another its own name"
         raise ConfigError(Problem(str(options[name].path), rule, remedy)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(Problem(str(options[name].path), _complaint(error).rule)) from None
+        raise ConfigError(Problem(str(options[name].path), complaint(error).rule)) from None
 
 
 def _compose_all(
@@ -119,18 +121,18 @@ def _compose_all(
     options = catalogue(config_dir)
     with _hydra(config_dir):
         parsed, problems = _parse(words, options, sweeping=sweeping)
-        arms = _arms(parsed)
+        arms, bases = _arms(parsed), _Bases(options)
         # What is wrong by itself is left out; rules about these groups and keys would mislead.
         left_out = [name for p in problems if (name := p.setting.partition("=")[0].strip("+~"))]
         built: list[Composed] = []
         found: dict[Problem, list[int]] = {}
         for number, arm in enumerate(arms):
-            composed, wrong = _build(arm, left_out)
+            composed, wrong = _build(arm, left_out, bases)
             for problem in wrong:
                 found.setdefault(problem, []).append(number)
             if composed is not None:
                 built.append(composed)
-    problems += [_named(problem, numbers, arms) for problem, numbers in found.items()]
+    problems += [named(problem, numbers, arms) for problem, numbers in found.items()]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return built
@@ -210,65 +212,75 @@ def _arms(overrides: Iterable[Override]) -> list[tuple[str, ...]]:
     return list(arms)
 
 
-def _named(problem: Problem, numbers: list[int], arms: list[tuple[str, ...]]) -> Problem:
-    """Say which arms a problem belongs to, unless it is all of them."""
-    if len(numbers) == len(arms):
-        return problem
-    varied = [{setting for arm in arms for setting in (arm[i],)} for i in range(len(arms[0]))]
-    first = arms[numbers[0]]
-    label = " ".join(setting for setting, seen in zip(first, varied, strict=True) if len(seen) > 1)
-    others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-    return Problem(problem.setting, f"{problem.rule} [arm {label}{others}]", problem.remedy)
+class _Bases:
+    """What files alone make of each choice of options; values are set in copies of it.
+
+    Merging the files is most of a composition, and the arms of a sweep choose few sets of them.
+    """
+
+    def __init__(self, options: Catalogue) -> None:
+        self._options = options
+        self._found: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
+
+    def merge(self, settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Plain data and the option of each group.
+
+        Raises ConfigError if files do not fit together, a value is missing or a reference is wrong.
+        """
+        chosen = tuple(s for s in settings if s.partition("=")[0] in self._options)
+        values = [setting for setting in settings if setting not in chosen]
+        try:
+            if chosen not in self._found:
+                self._found[chosen] = _files_merged(chosen)
+            ours, choices = self._found[chosen]
+            ours = deepcopy(ours)
+            for override in OverridesParser.create().parse_overrides(values):
+                # Forced, so that a key below a null section can be set; that it exists is known.
+                key = override.key_or_group
+                OmegaConf.update(ours, key, override.value(), merge=True, force_add="." in key)
+            return _resolved(ours), choices
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+            raise ConfigError(complaint(error)) from None
 
 
-def _build(arm: tuple[str, ...], left_out: Sequence[str]) -> tuple[Composed | None, list[Problem]]:
+def _files_merged(chosen: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    merged = hydra_compose("config", overrides=list(chosen), return_hydra_config=True)
+    choices = {
+        str(group): str(option)
+        for group, option in merged.hydra.runtime.choices.items()
+        if option is not None and not str(group).startswith("hydra/")
+    }
+    ours = OmegaConf.masked_copy(merged, [str(key) for key in merged if key != "hydra"])
+    OmegaConf.set_struct(ours, True)
+    return ours, choices
+
+
+def _build(
+    arm: tuple[str, ...], left_out: Sequence[str], bases: _Bases
+) -> tuple[Composed | None, list[Problem]]:
     """Compose and validate one arm; rules about groups and keys in `left_out` are not told."""
     try:
-        plain, choices = _merge(arm)
+        plain, choices = bases.merge(arm)
         config = RunConfig.model_validate(plain)
     except ConfigError as error:
         return None, list(error.problems)
     except ValidationError as error:
         findings = list(translate(error))
         wrong = [*left_out, *(key for key, _ in findings)]
-        return None, [problem for _, problem in findings] + _rules_of_the_rest(arm, wrong)
-    return Composed(config, arm, choices), _about_others(rules.broken(config), left_out)
+        return None, [problem for _, problem in findings] + _rules_of_the_rest(arm, wrong, bases)
+    return Composed(config, arm, choices), about_others(rules.broken(config), left_out)
 
 
-def _rules_of_the_rest(arm: tuple[str, ...], wrong: Sequence[str]) -> list[Problem]:
+def _rules_of_the_rest(arm: tuple[str, ...], wrong: Sequence[str], bases: _Bases) -> list[Problem]:
     """Rules broken without the wrong overrides: people should not meet problems one by one."""
     rest = tuple(setting for setting in arm if setting.partition("=")[0] not in wrong)
     if rest == arm:
         return []
     try:
-        config = RunConfig.model_validate(_merge(rest)[0])
+        config = RunConfig.model_validate(bases.merge(rest)[0])
     except (ConfigError, ValidationError):
         return []
-    return _about_others(rules.broken(config), wrong)
-
-
-def _about_others(problems: Iterable[Problem], names: Sequence[str]) -> list[Problem]:
-    return [problem for problem in problems if not any(name in str(problem) for name in names)]
-
-
-def _merge(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Let Hydra merge the files and the settings; plain data and the option of each group.
-
-    Raises ConfigError if files do not fit together, a value is missing or a reference is wrong.
-    """
-    # `++` lets a key below a null section be set; that the key exists was checked before.
-    forced = [f"++{s}" if "." in s.partition("=")[0] else s for s in settings]
-    try:
-        merged = hydra_compose("config", overrides=forced, return_hydra_config=True)
-        choices = {
-            str(group): str(option)
-            for group, option in merged.hydra.runtime.choices.items()
-            if option is not None and not str(group).startswith("hydra/")
-        }
-        ours = OmegaConf.masked_copy(merged, [str(key) for key in merged if key != "hydra"])
-        return _resolved(ours), choices
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(_complaint(error)) from None
+    return about_others(rules.broken(config), wrong)
 
 
 def _resolved(ours: DictConfig) -> dict[str, Any]:
@@ -281,11 +293,11 @@ def _resolved(ours: DictConfig) -> dict[str, Any]:
             )
         plain: Any = OmegaConf.to_container(ours, resolve=True)
     except InterpolationResolutionError as error:
-        others, complaint = _wrong_besides(ours), _complaint(error)
+        others, own = _wrong_besides(ours), complaint(error)
         # A key that is missing is told as such, not also by who refers to it.
         referred = (f"'{other.setting}{end}" for other in others for end in ("'", "."))
-        if not any(words in complaint.rule for words in referred):
-            others.append(complaint)
+        if not any(words in own.rule for words in referred):
+            others.append(own)
         raise ConfigError(others) from None
     return plain  # type: ignore[no-any-return]
 
@@ -297,19 +309,6 @@ def _wrong_besides(ours: DictConfig) -> list[Problem]:
     except ValidationError as error:
         return [problem for _, problem in translate(error) if "${" not in problem.setting]
     return []
-
-
-def _complaint(error: BaseException) -> Problem:
-    """What Hydra or OmegaConf says, without its search path and internals."""
-    lines = str(error).partition("\nConfig search path")[0].splitlines()
-    if error.__cause__ is not None:
-        lines += str(error.__cause__).splitlines()
-    noise = ("full_key:", "object_type=", "To append to your config")
-    said = [line.strip() for line in lines if line.strip() and not line.strip().startswith(noise)]
-    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None) or ""
-    return Problem(
-        key, "; ".join(said).rstrip(".") or type(error).__name__, "see `dsv3 config show` and `ls`"
-    )
 
 
 def _share_of_reference(part: float, whole: float = 1, *, _root_: DictConfig) -> int:

@@ -8,8 +8,10 @@ the allocator's fragmentation are in none of them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
+from dsv3.config.parallelism import PipelineSchedule
 from dsv3.config.root import RunConfig
 from dsv3.parallel.schedule import actions, global_part, parts_per_stage
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
@@ -21,6 +23,8 @@ from dsv3.plan.memory_fp8 import copies_bytes
 from dsv3.plan.memory_ops import GradientRule
 from dsv3.plan.memory_pass import Device, Pass, pass_of
 from dsv3.plan.stages import layer_ranges
+
+UPDATE = "update"
 
 
 @dataclass(frozen=True)
@@ -91,30 +95,32 @@ def _stage(
     schedule, stages = layout.pipeline_schedule, layout.pipeline_parallel_size
     numbers = [global_part(schedule, stages, stage, n) for n in range(parts_per_stage(schedule))]
     parts = [PartMemory(config, p, ranges, number, engine.rule) for number in numbers]
-    base = engine.state
-    base["fp8 copies"] = copies_bytes(config, [ranges[number] for number in numbers])
+
+    def running(moment: Moment) -> tuple[int, dict[str, int]]:
+        """What a moment adds to the state: in all, and what is gone when it is over."""
+        part = parts[moment.part]
+        most = part.forward if moment.kind == "forward" else part.backward
+        now = {
+            "working": max(0, most - part.kept_in_all),
+            "buckets": engine.bucket if moment.kind == "backward" else 0,
+        }
+        held = sum(n * each.kept_in_all for n, each in zip(moment.in_flight, parts, strict=True))
+        return held + sum(now.values()), now
+
+    moments = _moments(schedule, stages, _enough_micro_batches(config), stage)
+    fullest = max(moments, key=lambda moment: running(moment)[0])
+    state = engine.state
+    state["fp8 copies"] = copies_bytes(config, [ranges[number] for number in numbers])
     if p.device == "cpu":
-        base["average"] = engine.average
-    found = [
-        StageMemory(
-            stage, base | {"update": engine.update}, _host(p, engine), (0,) * len(parts), "update"
+        state["average"] = engine.average
+    host = engine.average if p.device == "cuda" else 0
+    more, now = running(fullest)
+    if engine.update > more:
+        return StageMemory(
+            stage, state | {"update": engine.update}, host, (0,) * len(parts), UPDATE
         )
-    ]
-    for kind, part, in_flight in _moments(config, stage, len(parts)):
-        held = _added(parts, in_flight)
-        running = parts[part]
-        own = running.kept_in_all
-        most = running.forward if kind == "forward" else running.backward
-        held["working"] = max(0, most - own)
-        bucket = engine.bucket if kind == "backward" else 0
-        found.append(
-            StageMemory(stage, base | held | {"buckets": bucket}, _host(p, engine), in_flight, kind)
-        )
-    return max(found, key=lambda each: each.peak_bytes)
-
-
-def _host(p: Pass, engine: EngineMemory) -> int:
-    return engine.average if p.device == "cuda" else 0
+    held = _added(parts, fullest.in_flight)
+    return StageMemory(stage, state | held | now, host, fullest.in_flight, fullest.kind)
 
 
 def _added(parts: list["PartMemory"], in_flight: tuple[int, ...]) -> dict[str, int]:
@@ -126,31 +132,32 @@ def _added(parts: list["PartMemory"], in_flight: tuple[int, ...]) -> dict[str, i
     return found
 
 
-def _moments(
-    config: RunConfig, stage: int, parts: int
-) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Kinds of moments of a step: what runs, of which part, micro batches under way with it."""
-    layout = config.parallelism
-    seen = set()
-    under_way = [0] * parts
-    micro_batches = min(config.gradient_accumulation_steps, 2 * layout.fewest_micro_batches + 2)
-    order = _order(layout.pipeline_schedule, layout.pipeline_parallel_size, micro_batches, stage)
-    for kind, part in order:
-        under_way[part] += kind == "forward"
-        moment = kind, part, tuple(under_way)
-        if moment not in seen:
-            seen.add(moment)
-            yield moment
-        under_way[part] -= kind == "backward"
+class Moment(NamedTuple):
+    """What runs, of which part, and the micro batches under way with it, by part."""
+
+    kind: str
+    part: int
+    in_flight: tuple[int, ...]
+
+
+def _enough_micro_batches(config: RunConfig) -> int:
+    """Beyond the steady state the moments of a step only repeat."""
+    fewest = config.parallelism.fewest_micro_batches
+    return min(config.gradient_accumulation_steps, 2 * fewest + 2)
 
 
 @lru_cache(maxsize=4096)
-def _order(
-    schedule: str, stages: int, micro_batches: int, stage: int
-) -> tuple[tuple[str, int], ...]:
-    """Kinds and parts of a rank's actions; beyond the steady state they only repeat."""
-    found = actions(schedule, stages, micro_batches, stage)  # type: ignore[arg-type]
-    return tuple((action.kind, action.part) for action in found)
+def _moments(
+    schedule: PipelineSchedule, stages: int, micro_batches: int, stage: int
+) -> tuple[Moment, ...]:
+    """All different moments of a rank's step."""
+    found: dict[Moment, None] = {}
+    under_way = [0] * parts_per_stage(schedule)
+    for action in actions(schedule, stages, micro_batches, stage):
+        under_way[action.part] += action.kind == "forward"
+        found[Moment(action.kind, action.part, tuple(under_way))] = None
+        under_way[action.part] -= action.kind == "backward"
+    return tuple(found)
 
 
 class PartMemory:
@@ -168,12 +175,12 @@ class PartMemory:
             self.kept["activations"] = self.kept.get("activations", 0) + p.of(p.model.hidden_size)
         self._rule = rule
 
-    @property
+    @cached_property
     def kept_in_all(self) -> int:
         """Bytes between the forward and the backward pass."""
         return sum(self.kept.values())
 
-    @property
+    @cached_property
     def forward(self) -> int:
         """The most while it runs forward."""
         before, most = 0, 0
@@ -182,7 +189,7 @@ class PartMemory:
             before += each.kept_in_all
         return most
 
-    @property
+    @cached_property
     def backward(self) -> int:
         """The most while it runs backward, with the gradients of weights that stay."""
         before, made, most = self.kept_in_all, 0, 0

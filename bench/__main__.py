@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, ranks, saves, peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, plans, ranks, saves, peer."""
 
 import argparse
 import json
@@ -8,12 +8,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import checkpoints, layouts, load, mechanisms, memory, startup, throughput
+from bench import (
+    checkpoints,
+    layouts,
+    load,
+    mechanisms,
+    memory,
+    planned_memory,
+    startup,
+    throughput,
+)
 
 PARTS = {
     "load": load,
     "mechanisms": mechanisms,
     "memory": memory,
+    "planned_memory": planned_memory,
     "layouts": layouts,
     "checkpoints": checkpoints,
     "throughput": throughput,

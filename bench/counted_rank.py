@@ -1,6 +1,6 @@
 """One rank whose allocations are counted: `python -m bench.counted_rank OVERRIDE...`; prints JSON.
 
-Two steps first, so that moments and whatever else is made once is there.
+A step first, so that moments and whatever else is made once is there.
 """
 
 import gc
@@ -21,7 +21,7 @@ from dsv3.train.build import build_engine, build_model
 from dsv3.train.ranks import Ranks
 from dsv3.train.stages import build_pipeline
 
-WARM_UP = 2
+WARM_UP = 1
 
 
 def main(overrides: list[str]) -> None:

@@ -1,13 +1,14 @@
 """Peak memory of real steps against what `dsv3 plan` and its trace say, and what a trace costs.
 
 Ranks train on this machine's CPU in processes of their own. What torch's allocator gives out in
-them is counted to the byte (allocations.c): three steps, of which the last counts, from its first
+them is counted to the byte (allocations.c): two steps, of which the second counts, from its first
 micro batch to the end of its update. The rows that reached a rank's experts in that step are what
 the predictions are told as their imbalance; all else they take from the configuration.
 """
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -120,10 +121,10 @@ def show(result: dict[str, Any]) -> None:
     """Print one size, or the times."""
     if "traced" in result:
         table = Table(title="a trace, in a process of its own", title_justify="left")
-        for column in ("model", "s"):
+        for column in ("model", "s", "s of processors"):
             table.add_column(column)
         for model, seconds in result["traced"].items():
-            table.add_row(model, f"{seconds:.1f}")
+            table.add_row(model, *(f"{each:.1f}" for each in seconds))
         Console().print(table)
         return
     title = f"{result['size']}: peak of a step in MB, and what was said over what was counted"
@@ -147,9 +148,14 @@ def _word(overrides: list[str], key: str) -> str:
     return next(word.split("=")[1] for word in reversed(overrides) if word.startswith(f"{key}="))
 
 
-def _trace_seconds(model: str) -> float:
-    """Seconds of `dsv3 plan --trace`, from start to end."""
-    began_s = time.perf_counter()
+def _trace_seconds(model: str) -> tuple[float, float]:
+    """Seconds of `dsv3 plan --trace` from start to end, and those that processors worked."""
+    began_s, worked_s = time.perf_counter(), _children_s()
     command = [sys.executable, "-m", "dsv3", "plan", "--trace", f"model={model}", "--json"]
     subprocess.run(command, check=True, capture_output=True, env=os.environ)
-    return time.perf_counter() - began_s
+    return time.perf_counter() - began_s, _children_s() - worked_s
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -62,8 +62,11 @@ class StageTrace:
 
     @property
     def in_flight(self) -> tuple[int, ...]:
-        """Micro batches under way at the peak, by part."""
+        """Micro batches under way at the peak, by part, the one that runs too."""
         under_way = [part for part, _ in self.moment.under_way]
+        action = self.moment.action
+        if isinstance(action, Action) and action.kind == "forward":
+            under_way.append(action.part)
         return tuple(under_way.count(part) for part in range(len(self.layers)))
 
     def largest(self, count: int) -> list[Live]:

@@ -26,7 +26,7 @@ class Moment(NamedTuple):
 
     parts: dict[str, int]
     action: Action | str
-    under_way: tuple[Key, ...]  # passes whose backward pass has not begun, that of `action` too
+    under_way: tuple[Key, ...]  # whose forward pass is done and whose backward pass is not
 
     @property
     def size(self) -> int:

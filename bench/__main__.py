@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, plans, ranks, saves, peer."""
+"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, ranks, saves, peer."""
 
 import argparse
 import json

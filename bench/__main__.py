@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json]`: start-up, load, mechanisms, memory, ranks, saves, peer."""
+"""`python -m bench [--quick] [--json]`: start-up, plans, load, memory, ranks, saves, peer, more."""
 
 import argparse
 import json
@@ -14,12 +14,14 @@ from bench import (
     load,
     mechanisms,
     memory,
+    plan,
     planned_memory,
     startup,
     throughput,
 )
 
 PARTS = {
+    "plan": plan,
     "load": load,
     "mechanisms": mechanisms,
     "memory": memory,

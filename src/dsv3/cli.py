@@ -105,34 +105,62 @@ def train(
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     overrides: Overrides = None,
     multirun: Multirun = False,
     cfg: Cfg = None,
     config_dir: ConfigDir = None,
-    trace: Annotated[
-        bool,
-        typer.Option("--trace", help="Run the program of each stage without data: exact bytes."),
-    ] = False,
-    max_violation: Annotated[
-        float | None,
+    hardware: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="GPUs: h800, h100, h200, b200, gb200, or a file."),
+    ] = "h800",
+    gpus: Annotated[
+        int | None,
         typer.Option(
-            "--max-violation",
-            min=0.0,
-            metavar="X",
-            help="MaxVio of the busiest rank's experts: their load is 1 + X times the mean.",
+            metavar="N",
+            help="GPUs of the cluster; for one run without a layout: list the layouts that fit.",
             show_default=False,
         ),
     ] = None,
+    imbalance: Annotated[
+        float,
+        typer.Option(metavar="MAXVIO", help="Largest expert load / mean load - 1, for memory."),
+    ] = 1.0,
+    usd_per_gpu_hour: Annotated[
+        float | None,
+        typer.Option(metavar="USD", help="Price; by default the profile's.", show_default=False),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the timeline.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Run each stage's program without data: its bytes.")
+    ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Compare the plan with published runs instead.")
+    ] = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> int:
-    """Compute what a run needs and does, before anything starts."""
+    """Compute what a run or a sweep needs and costs, before anything starts."""
     if cfg is not None:
         return _show(overrides, cfg, multirun=multirun, config_dir=config_dir, as_json=as_json)
-    options: dict[str, Any] = {"multirun": multirun, "config_dir": config_dir, "strict": strict}
-    options |= {"traced": trace, "max_violation": max_violation}
-    return _call("plan", "plan", overrides or [], **options, as_json=as_json)
+    return _call(
+        "plan",
+        "plan",
+        overrides or [],
+        multirun=multirun,
+        config_dir=config_dir,
+        strict=strict,
+        as_json=as_json,
+        hardware=hardware,
+        gpus=gpus,
+        imbalance=imbalance,
+        usd_per_gpu_hour=usd_per_gpu_hour,
+        svg=svg,
+        trace=trace,
+        published=published,
+    )
 
 
 @app.command("eval")

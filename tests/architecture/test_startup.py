@@ -50,6 +50,18 @@ def test_printing_a_configuration_needs_no_torch(run_python: Run) -> None:
     assert modules & {"torch", "deepspeed", "wandb", "transformers", "tokenizers"} == set()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "model=moe_671b"],
+        ["plan", "recipe=table5_balance", "model=moe_228b", "--gpus", "256"],
+        ["plan", "model=moe_16b", "--gpus", "16"],
+    ],
+)
+def test_planning_needs_no_torch(run_python: Run, words: list[str]) -> None:
+    assert imported_by(run_python, *words) & {"torch", "deepspeed", "numpy"} == set()
+
+
 def test_the_probe_sees_a_planted_import(run_python: Run) -> None:
     probe = "import dsv3, numpy, sys\nprint(0, *{name.partition('.')[0] for name in sys.modules})"
     assert "numpy" in imported_by(run_python, probe=probe)

@@ -1,18 +1,33 @@
 """`dsv3 plan`: what a run, or every run of a sweep, is and takes, before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-from dsv3.commands.console import write_json, write_table
-from dsv3.commands.lint import as_data, warn
-from dsv3.commands.trace import trace
-from dsv3.config.compose import Composed
-from dsv3.plan.description import describe_balance, describe_layout, describe_mtp
+from dsv3.commands.console import write_json
+from dsv3.commands.lint import warn
+from dsv3.config.compose import Composed, compose
+from dsv3.config.hardware import load_hardware
+from dsv3.errors import ConfigError, Problem
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
-from dsv3.plan.quantities import count, flops, plural, size
-from dsv3.plan.record import plan_record
+from dsv3.plan.setting import DEFAULT_HARDWARE, Setting
 from dsv3.sweep.expand import configurations, names_recipe
+
+LAYOUT = "parallelism"
+FOUND = 10
+"""Layouts that a search shows."""
+
+
+class Options(TypedDict, total=False):
+    """What a plan assumes, as the command line has it."""
+
+    hardware: str
+    gpus: int | None
+    imbalance: float
+    usd_per_gpu_hour: float | None
+    svg: Path | None
+    trace: bool
+    published: bool
 
 
 def plan(
@@ -22,126 +37,94 @@ def plan(
     config_dir: Path | None,
     strict: bool,
     as_json: bool,
-    traced: bool = False,
-    max_violation: float | None = None,
+    **options: Unpack[Options],
 ) -> int:
     """Print the plan of one run, or of all runs of a sweep or a recipe; returns 0.
 
-    With `traced` what a run's program allocates, its experts as loaded as `max_violation` says.
-    Raises ConfigError if any of the configurations is wrong, or with `strict` in a known trap.
+    With `gpus` and without a layout of its own, the layouts of one run that fit. Raises ConfigError
+    if any of the configurations is wrong, or with `strict` in a known trap; CapacityError if the
+    cluster is smaller than a layout, or if nothing fits.
     """
+    setting, svg = _setting(options, config_dir), options.get("svg")
+    if options.get("published"):
+        from dsv3.commands.plan_published import print_published
+
+        return print_published(as_json=as_json)
     runs = configurations(overrides, multirun=multirun, config_dir=config_dir)
     warn([run.config for run in runs], strict=strict, quiet=as_json)
-    if traced:
-        load = DEFAULT_MAX_VIOLATION if max_violation is None else max_violation
-        return trace(runs, max_violation=load, as_json=as_json)
+    if options.get("trace"):
+        from dsv3.commands.trace import print_trace
+
+        load = options.get("imbalance", DEFAULT_MAX_VIOLATION)
+        return print_trace(runs, max_violation=load, as_json=as_json)
+    searches = not (multirun or names_recipe(overrides) or _has_layout(overrides))
+    if setting.gpus is not None and not searches:
+        from dsv3.plan.search import refuse_smaller_cluster
+
+        refuse_smaller_cluster([run.config for run in runs], setting)
     if multirun or names_recipe(overrides):
-        _print_sweep(runs, as_json=as_json)
+        from dsv3.commands.plan_sweep import print_sweep
+
+        print_sweep(runs, setting, svg=svg, as_json=as_json)
+    elif setting.gpus is not None and searches:
+        from dsv3.commands.plan_search import print_search
+
+        found = _in_every_precision(overrides, runs[0], config_dir)
+        print_search(found, setting, most=FOUND, as_json=as_json)
     else:
-        _print_run(runs[0], as_json=as_json)
+        from dsv3.commands.plan_run import print_run, run_record
+
+        if as_json:
+            write_json(run_record(runs[0], setting))
+        else:
+            print_run(runs[0], setting)
+        if svg is not None:
+            from dsv3.commands.plan_pipeline import draw_pipeline
+
+            draw_pipeline(svg, runs[0].config, setting)
     return 0
 
 
-def _print_run(composed: Composed, *, as_json: bool) -> None:
-    record = _record(composed)
-    if as_json:
-        write_json(record)
-        return
-    write_table((), _rows(composed, record), title=f"{record['model']}: the plan")
+def _setting(options: Options, config_dir: Path | None) -> Setting:
+    """What the options say; ConfigError with all that is wrong with them."""
+    name, gpus = options.get("hardware", DEFAULT_HARDWARE), options.get("gpus")
+    imbalance = options.get("imbalance", DEFAULT_MAX_VIOLATION)
+    price = options.get("usd_per_gpu_hour")
+    problems = list(_nonsense(gpus, imbalance, price))
+    try:
+        profile = load_hardware(name, config_dir=config_dir)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return Setting(name, profile, imbalance, price, gpus)
 
 
-def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
-    parameters, memory = record["parameters"], record["memory"]
-    steps = plural(record["steps"], "step")
-    length = f"{count(record['tokens'])} in {steps} of {_step(composed)}"
-    layout = describe_layout(composed.config.parallelism)
-    return [
-        ("parameters", f"{count(parameters['total'], 6)} ({parameters['total']:,})"),
-        (
-            "active parameters",
-            f"{count(parameters['active'], 6)} (body + head;"
-            f" {count(parameters['active_with_embedding'], 6)} with the embedding)",
-        ),
-        (
-            "FLOPs per token",
-            f"{flops(record['flops_per_token'])} (6 x active + causal attention)",
-        ),
-        ("MTP, beside", _mtp_line(composed, record["mtp"])),
-        ("FLOPs in all", flops(record["total_flops"])),
-        ("tokens", length),
-        ("balance", describe_balance(composed.config.balance)),
-        ("world size", f"{record['world_size']:,} ({layout})"),
-        ("precision", record["precision"]),
-        (
-            "state per rank",
-            f"{size(memory['state_bytes_per_rank'])} without activations"
-            f" (weights {size(memory['weights_bytes_per_rank'])},"
-            f" gradients {size(memory['gradients_bytes_per_rank'])},"
-            f" optimizer {size(memory['optimizer_bytes_per_rank'])})",
-        ),
-        ("state of all ranks", size(memory["state_bytes_of_all_ranks"])),
-    ]
+def _nonsense(
+    gpus: int | None, imbalance: float, usd_per_gpu_hour: float | None
+) -> Iterator[Problem]:
+    if gpus is not None and gpus < 1:
+        yield Problem(f"--gpus {gpus}", "must be 1 at least")
+    if not 0 <= imbalance < float("inf"):
+        rule = "must be 0 (an even load) or more: largest load / mean load - 1"
+        yield Problem(f"--imbalance {imbalance:g}", rule)
+    if usd_per_gpu_hour is not None and not 0 <= usd_per_gpu_hour < float("inf"):
+        yield Problem(f"--usd-per-gpu-hour {usd_per_gpu_hour:g}", "must not be negative")
 
 
-def _mtp_line(composed: Composed, mtp: dict[str, Any]) -> str:
-    parameters, modules = mtp["parameters"], describe_mtp(composed.config.mtp)
-    if not modules:
-        return "none"
-    return (
-        f"{modules}: {count(parameters['total'], 5)} parameters,"
-        f" {count(parameters['active'], 5)} active, {flops(mtp['flops_per_token'])} per token"
-    )
+def _has_layout(overrides: Sequence[str]) -> bool:
+    """Whether the command line says how a run is spread; then it is not searched for."""
+    keys = (word.partition("=")[0].lstrip("+~") for word in overrides)
+    return any(key.partition(".")[0] == LAYOUT for key in keys)
 
 
-def _step(composed: Composed) -> str:
-    schedule = composed.config.schedule
-    steps = composed.config.gradient_accumulation_steps
-    accumulated = "1 micro batch" if steps == 1 else f"{steps:,} micro batches"
-    first, peak = schedule.batch_size_at(0), schedule.global_batch_size
-    return (
-        f"{peak:,} x {schedule.sequence_length:,} tokens"
-        f" ({accumulated} of {schedule.micro_batch_size} per rank"
-        + (f"; the first of {first:,} sequences)" if first < peak else ")")
-    )
-
-
-def _print_sweep(runs: Sequence[Composed], *, as_json: bool) -> None:
-    records = [_record(composed) for composed in runs]
-    if as_json:
-        write_json({"runs": records})
-        return
-    columns = ("total", "active", "FLOPs\nper token", "tokens", "FLOPs", "ranks", "state\nper rank")
-    shared = set.intersection(*(set(record["overrides"]) for record in records))
-    rows = []
-    for record in records:
-        differs = [override for override in record["overrides"] if override not in shared]
-        rows.append(("\n".join(differs or record["overrides"]), *_cells(record)))
-    tokens = count(sum(record["tokens"] for record in records))
-    in_all = _bare(flops(sum(record["total_flops"] for record in records)))
-    rows.append(("all runs", "", "", "", tokens, in_all, "", ""))
-    write_table(("run", *columns), rows, title=f"The plan of {len(records)} runs", numbers_from=1)
-
-
-def _cells(record: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        count(record["parameters"]["total"]),
-        count(record["parameters"]["active"]),
-        _bare(flops(record["flops_per_token"])),
-        count(record["tokens"]),
-        _bare(flops(record["total_flops"])),
-        f"{record['world_size']:,}",
-        size(record["memory"]["state_bytes_per_rank"]),
-    )
-
-
-def _bare(quantity: str) -> str:
-    """Without the unit that the head of the column names."""
-    return quantity.removesuffix("FLOP").replace(" ", "")
-
-
-def _record(composed: Composed) -> dict[str, Any]:
-    return {
-        "overrides": list(composed.overrides),
-        **plan_record(composed.config),
-        "warnings": as_data(composed.config),
-    }
+def _in_every_precision(
+    overrides: Sequence[str], run: Composed, config_dir: Path | None
+) -> list[Composed]:
+    """The run as it is asked for; and in FP8, unless the precision was chosen."""
+    if any(word.partition("=")[0].partition(".")[0] == "precision" for word in overrides):
+        return [run]
+    try:
+        return [run, compose([*overrides, "precision=fp8_block"], config_dir=config_dir)]
+    except ConfigError:
+        return [run]

@@ -10,7 +10,7 @@ from dsv3.plan.description import describe_layout
 from dsv3.plan.quantities import count, size
 
 
-def trace(runs: Sequence[Composed], *, max_violation: float, as_json: bool) -> int:
+def print_trace(runs: Sequence[Composed], *, max_violation: float, as_json: bool) -> int:
     """Print the trace of one configuration; returns 0.
 
     Raises ConfigError for several, CapacityError for what has no program to run.

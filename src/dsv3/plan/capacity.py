@@ -5,9 +5,12 @@ from typing import Literal
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Problem
 from dsv3.machine import Machine
+from dsv3.plan.advice import changes
 from dsv3.plan.description import describe
-from dsv3.plan.memory import StateBytes, state_bytes_of_all_ranks, state_bytes_per_rank
+from dsv3.plan.peak import PeakMemory, peak_memory
 from dsv3.plan.quantities import plural, size
+
+MOST_ADVICE = 4
 
 GO_ON = (
     "`dsv3 plan` with the same overrides shows what it takes, `dsv3 train ... --dry-run` what"
@@ -16,20 +19,20 @@ GO_ON = (
 
 
 def check_capacity(config: RunConfig, machine: Machine) -> None:
-    """Raise CapacityError if the state alone, without activations, exceeds what `machine` has.
+    """Raise CapacityError if a step would need more memory than `machine` has, with what to change.
 
     On GPUs every rank needs one of its own; on a CPU all ranks share the memory. Also raised for
     FP8, which is planned but not trained yet.
     """
     _refuse_fp8(config)
-    state = state_bytes_per_rank(config)
-    in_all = state_bytes_of_all_ranks(config)
-    if device_kind(config, machine) == "cuda":
-        problems = _gpu_problems(config, machine, state)
+    peak = peak_memory(config, device=device_kind(config, machine))
+    in_all = peak.bytes_of_all_ranks(config.parallelism.data_parallel_size)
+    if peak.device == "cuda":
+        problems = _gpu_problems(config, machine, peak)
     else:
         problems = _cpu_problems(config, machine, in_all)
     if problems:
-        needs = Problem(f"model={config.model.name}", _needs(config, state, in_all))
+        needs = Problem(f"model={config.model.name}", _needs(config, peak, in_all))
         here = Problem("", f"this machine has {describe_machine(machine)}", f"to go on: {GO_ON}")
         raise CapacityError([needs, *problems, here])
 
@@ -63,24 +66,30 @@ def describe_machine(machine: Machine) -> str:
     return f"{gpus}, {plural(machine.cores, 'core')}, {memory} of memory"
 
 
-def _needs(config: RunConfig, state: StateBytes, in_all: int) -> str:
+def _needs(config: RunConfig, peak: PeakMemory, in_all: int) -> str:
+    parts = peak.largest.parts
+    optimizer = parts["masters"] + parts["moments"] + parts.get("average", 0)
+    others = peak.bytes_per_rank - parts["weights"] - parts["gradients"] - optimizer
+    stage = ""
+    if len(peak.stages) > 1:
+        stage = f" (stage {peak.largest.stage}, the fullest)"
     return (
         f"{str(describe(config)).removeprefix(f'{config.model.name}: ')};"
-        f" per rank {size(state.weights)} of weights + {size(state.gradients)} of gradients"
-        f" + {size(state.optimizer)} of optimizer state = {size(state.total)},"
-        f" {size(in_all)} over all ranks, without activations"
+        f" per rank{stage} {size(parts['weights'])} of weights + {size(parts['gradients'])} of"
+        f" gradients + {size(optimizer)} of optimizer state + {size(others)} of activations and"
+        f" buffers = {size(peak.bytes_per_rank)}, {size(in_all)} over all ranks"
     )
 
 
-def _gpu_problems(config: RunConfig, machine: Machine, state: StateBytes) -> list[Problem]:
+def _gpu_problems(config: RunConfig, machine: Machine, peak: PeakMemory) -> list[Problem]:
     problems = []
     needed, found = config.parallelism.world_size, len(machine.gpus)
     if found < needed:
         problems.append(_too_few_gpus(config, found))
     smallest = min((gpu.memory_bytes for gpu in machine.gpus[:needed]), default=None)
-    if smallest is not None and smallest < state.total:
-        rule = f"a rank needs {size(state.total)}, a GPU here has {size(smallest)}"
-        problems.append(Problem("memory per GPU", rule, "spread the run over more ranks"))
+    if smallest is not None and smallest < peak.bytes_per_rank:
+        rule = f"a rank needs {size(peak.bytes_per_rank)}, a GPU here has {size(smallest)}"
+        problems.append(Problem("memory per GPU", rule, _advice(config, "cuda")))
     return problems
 
 
@@ -88,7 +97,23 @@ def _cpu_problems(config: RunConfig, machine: Machine, in_all: int) -> list[Prob
     if in_all <= machine.memory_bytes:
         return []
     rule = f"all ranks together need {size(in_all)}, there is {size(machine.memory_bytes)}"
-    return [Problem("memory", rule), _too_few_gpus(config, len(machine.gpus))]
+    problem = Problem("memory", rule, _advice(config, "cpu"))
+    return [problem, _too_few_gpus(config, len(machine.gpus))]
+
+
+def _advice(config: RunConfig, device: Literal["cpu", "cuda"]) -> str:
+    """The changes that save most, each by itself."""
+
+    def peak(changed: RunConfig) -> int:
+        found = peak_memory(changed, device=device)
+        if device == "cpu":  # where all ranks share the memory
+            return found.bytes_of_all_ranks(changed.parallelism.data_parallel_size)
+        return found.bytes_per_rank
+
+    found = changes(config, peak)[:MOST_ADVICE]
+    if not found:
+        return "spread the run over more ranks"
+    return ", ".join(f"{each.override} saves {size(each.saves_bytes)}" for each in found)
 
 
 def _too_few_gpus(config: RunConfig, found: int) -> Problem:

@@ -4,8 +4,6 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsv3.errors import CapacityError, Problem
-
 
 @dataclass(frozen=True)
 class Job:
@@ -28,15 +26,9 @@ class Placed:
 def place(jobs: Sequence[Job], gpus: int) -> list[Placed]:
     """Start each job as soon as those before it have started and GPUs enough are free.
 
-    Raises CapacityError if a job alone is too large.
+    A job must not have more ranks than there are GPUs.
     """
-    too_large = [job for job in jobs if job.ranks > gpus]
-    if too_large:
-        largest = max(job.ranks for job in too_large)
-        rule = f"the layout has {largest:,} ranks, one GPU each"
-        remedy = f"use --gpus {largest} at least, or look for another layout: a plan of one run"
-        remedy += " with --gpus and without parallelism lists those that fit"
-        raise CapacityError(Problem(f"--gpus {gpus}", rule, remedy))
+    assert all(job.ranks <= gpus for job in jobs), f"{gpus=} {jobs=}"
     placed: list[Placed] = []
     running: list[tuple[float, int]] = []
     free, now = gpus, 0.0

@@ -45,6 +45,24 @@ def head_flops_per_token(model: ModelConfig) -> int:
     return TRAINING_FLOPS_PER_WEIGHT * (counts.final_norm + counts.head)
 
 
+def flops_by_part(model: ModelConfig, *, sequence_length: int) -> dict[str, int]:
+    """`training_flops_per_token` by what the operations are for; the parts add up to it."""
+    counts = count_parameters(model)
+    layers, moe = model.num_hidden_layers, counts.moe_layers
+    weights = {
+        "attention_projections": layers * counts.attention,
+        "norms": layers * counts.block_norms + counts.final_norm,
+        "dense_ffn": counts.dense_layers * counts.dense_ffn,
+        "router": moe * counts.router,
+        "shared_experts": moe * counts.shared_experts,
+        "routed_experts": moe * counts.experts_per_token * counts.expert,
+        "head": counts.head,
+    }
+    found = {name: TRAINING_FLOPS_PER_WEIGHT * count for name, count in weights.items()}
+    scores = layers * _attention_per_layer(model, sequence_length)
+    return {"attention_scores": scores, **found}
+
+
 def _attention_per_layer(model: ModelConfig, sequence_length: int) -> int:
     """q k^T and p v of one layer; a token sees half the sequence on average."""
     per_pair = model.num_attention_heads * (model.qk_head_dim + model.v_head_dim)

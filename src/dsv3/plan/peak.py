@@ -61,6 +61,10 @@ class PeakMemory:
         """Peak of a rank of the largest stage."""
         return self.largest.peak_bytes
 
+    def bytes_of_all_ranks(self, data_ranks: int) -> int:
+        """Peaks of all ranks together, `data_ranks` in each stage, as if they fell together."""
+        return data_ranks * sum(stage.peak_bytes for stage in self.stages)
+
 
 def device_of(config: RunConfig) -> Device:
     """The device to plan for: a GPU unless the configuration says CPU."""

@@ -33,6 +33,14 @@ def size(number: int) -> str:
     return f"{number} B"
 
 
+def duration(seconds: float) -> str:
+    """`12.3 ms`, `18.0 s`, `5.2 h`, `54.1 days`."""
+    for least, unit_s, unit in ((2 * 86400, 86400, "days"), (7200, 3600, "h"), (1, 1, "s")):
+        if seconds >= least:
+            return f"{_figures(seconds / unit_s, 1)} {unit}"
+    return f"{1e3 * seconds:.1f} ms"
+
+
 def plural(number: int, noun: str) -> str:
     """`1 GPU`, `8 GPUs`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -80,6 +80,22 @@ def search(
     return found
 
 
+def refuse_smaller_cluster(configs: list[RunConfig], setting: Setting) -> None:
+    """Raise CapacityError if a run has more ranks than there are GPUs; it names what would fit."""
+    gpus = setting.gpus
+    too_large = [c for c in configs if gpus is not None and c.parallelism.world_size > gpus]
+    if not too_large:
+        return
+    config = max(too_large, key=lambda each: each.parallelism.world_size)
+    ranks = config.parallelism.world_size
+    try:
+        nearest = f"or on {gpus}: {search([config], setting, most=1)[0].override_line}"
+    except CapacityError:
+        nearest = f"no layout fits on {gpus} {setting.hardware.gpu}"
+    rule = f"the layout of model={config.model.name} has {ranks:,} ranks, one GPU each"
+    raise CapacityError(Problem(f"--gpus {gpus}", rule, f"use --gpus {ranks}, {nearest}"))
+
+
 def _candidates(config: RunConfig, gpus: int) -> Iterator[RunConfig]:
     """Every combination of layout, micro batch and recomputation; some may break a rule."""
     for layout in _layouts(config, gpus):

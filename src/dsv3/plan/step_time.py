@@ -68,14 +68,10 @@ class Clock:
 
     def step(self, batch_size: int) -> StepTime:
         """A step of `batch_size` sequences over all ranks."""
-        schedule, layout = self._config.schedule, self._config.parallelism
-        share = max(1, batch_size // layout.data_parallel_size)
-        sequences = schedule.micro_batch_size_of(share, at_least=layout.fewest_micro_batches)
-        count = share // sequences
+        schedule = self._config.schedule
+        sequences, count = self._micro_batches(batch_size)
         parts = self._parts(sequences)
-        stages = layout.pipeline_parallel_size
-        of_stages = [_sum(parts, self._config, stage) for stage in range(stages)]
-        busiest = max(of_stages, key=lambda each: each.forward + each.backward)
+        busiest = self.stage(batch_size)
         return StepTime(
             compute=count * (busiest.forward_compute + busiest.backward_compute),
             exchange=count * (busiest.forward_exchange + busiest.backward_exchange),
@@ -85,6 +81,22 @@ class Clock:
             micro_batches=count,
             tokens=batch_size * schedule.sequence_length,
         )
+
+    def stage(self, batch_size: int) -> PartTime:
+        """One micro batch of such a step on the busiest stage, all of its parts."""
+        sequences, _ = self._micro_batches(batch_size)
+        parts = self._parts(sequences)
+        stages = range(self._config.parallelism.pipeline_parallel_size)
+        of_stages = [_sum(parts, self._config, stage) for stage in stages]
+        return max(of_stages, key=lambda each: each.forward + each.backward)
+
+    def _micro_batches(self, batch_size: int) -> tuple[int, int]:
+        """Sequences of a micro batch, and how many of these a rank's share of a step makes."""
+        layout = self._config.parallelism
+        share = max(1, batch_size // layout.data_parallel_size)
+        fewest = layout.fewest_micro_batches
+        sequences = self._config.schedule.micro_batch_size_of(share, at_least=fewest)
+        return sequences, share // sequences
 
     @lru_cache(maxsize=64)  # noqa: B019 - a clock lives as long as one plan
     def _parts(self, sequences: int) -> list[PartTime]:

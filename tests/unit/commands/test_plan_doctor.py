@@ -57,8 +57,9 @@ def test_plan_prints_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> Non
     assert memory["state_bytes_per_rank"] == sum(
         memory[f"{part}_bytes_per_rank"] for part in ("weights", "gradients", "optimizer")
     )
-    # Activations are not counted yet, and the name must not say that they are.
-    assert "peak_bytes_per_rank" not in memory
+    assert memory["peak_bytes_per_rank"] == max(s["peak_bytes"] for s in memory["stages"])
+    assert memory["peak_bytes_per_rank"] > memory["state_bytes_per_rank"]
+    assert record["cost_usd"] == 2.0 * record["gpu_hours"] > 0  # the report's price
 
 
 def test_plan_of_a_sweep_lists_its_runs(capsys: pytest.CaptureFixture[str], sweep: None) -> None:
@@ -85,7 +86,7 @@ def test_the_first_rows_of_a_plan_are_parameters_and_flops(
     assert "228.748B (228,748,416,000)" in lines[1]
     assert "20.9875B (body + head" in lines[2]
     assert "156.12 GFLOP" in lines[3]
-    assert "without activations" in "".join(lines)
+    assert "does not fit into" in "".join(lines) and "recompute=full" in "".join(lines)
 
 
 def test_every_check_has_a_remedy_unless_all_is_well() -> None:

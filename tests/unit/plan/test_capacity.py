@@ -10,7 +10,7 @@ from dsv3.errors import CapacityError
 from dsv3.machine import Gpu, Machine
 from dsv3.plan.capacity import check_capacity, device_kind
 from dsv3.plan.description import describe
-from dsv3.plan.memory import state_bytes_of_all_ranks, state_bytes_per_rank
+from dsv3.plan.peak import peak_memory
 
 GIB = 2**30
 
@@ -38,6 +38,8 @@ def test_the_refusal_says_what_the_run_is_what_is_there_and_how_to_go_on() -> No
         "of weights",
         "of gradients",
         "of optimizer state",
+        "of activations and buffers",
+        "recompute=full saves",
         "over all ranks",
         "no GPU (asked NVML), 2 cores, 24.0 GiB of memory",
         "128 GPUs needed, one for each rank, 0 found",
@@ -55,7 +57,7 @@ def test_small_models_run_on_a_cpu() -> None:
 
 def test_on_a_cpu_all_ranks_share_the_memory() -> None:
     config = compose(["model=moe_1b", "parallelism=dp2"]).config
-    needed = state_bytes_of_all_ranks(config)
+    needed = peak_memory(config, device="cpu").bytes_of_all_ranks(2)
     here = Machine((), cores=2, memory_bytes=needed, gpu_driver=None)
     check_capacity(config, here)
     with pytest.raises(CapacityError, match="memory: all ranks together need"):
@@ -63,15 +65,23 @@ def test_on_a_cpu_all_ranks_share_the_memory() -> None:
 
 
 def test_every_rank_needs_its_own_gpu() -> None:
-    check_capacity(compose(["model=moe_16b"]).config, machine(gpus=8))
+    check_capacity(compose(["model=moe_16b", "recompute=full"]).config, machine(gpus=8))
     assert "8 GPUs needed, one for each rank, 7 found" in refusal(
         ["model=moe_16b"], machine(gpus=7)
     )
 
 
+def test_activations_count_and_the_advice_is_enough() -> None:
+    """16B on eight GPUs of 80 GiB: the state fits, the activations only when they are dropped."""
+    text = refusal(["model=moe_16b", "schedule.micro_batch_size=16"], machine(gpus=8))
+    assert "memory per GPU: a rank needs" in text and "recompute=full saves" in text
+    dropped = ["model=moe_16b", "schedule.micro_batch_size=16", "recompute=full"]
+    check_capacity(compose(dropped).config, machine(gpus=8))
+
+
 def test_a_rank_must_fit_its_gpu() -> None:
     config = compose(["model=moe_1b", "parallelism=single"]).config
-    needed = state_bytes_per_rank(config).total
+    needed = peak_memory(config, device="cuda").bytes_per_rank
     for spare, fits in ((0, True), (-1, False)):
         here = Machine((Gpu("card", needed + spare, (9, 0)),), 2, GIB, None)
         if fits:

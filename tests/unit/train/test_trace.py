@@ -186,8 +186,8 @@ def test_plan_traces_for_people_and_for_programs(capsys: pytest.CaptureFixture[s
 
 
 def _plan(words: list[str], *, multirun: bool = False, as_json: bool = False) -> int:
-    options: dict[str, Any] = {"config_dir": None, "strict": False, "traced": True}
-    return plan(words, multirun=multirun, as_json=as_json, max_violation=0.5, **options)
+    options: dict[str, Any] = {"config_dir": None, "strict": False, "trace": True}
+    return plan(words, multirun=multirun, as_json=as_json, imbalance=0.5, **options)
 
 
 def _trace(config: RunConfig, rank: int, micro_batches: int) -> StageTrace:

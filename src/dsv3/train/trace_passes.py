@@ -1,6 +1,7 @@
 """A few micro batches through the program of a rank, pass by pass, and the step that follows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ def trace_passes(
     n = min(config.gradient_accumulation_steps, micro_batches)
     with fake_process_group(place.rank, config.parallelism.world_size):
         model = program_of(config, place, device, max_violation)
-        ledger = Ledger(workspace)
+        ledger = Ledger(partial(workspace, device=device))
         with FakeTensorMode(), ledger:
             state = traced_state(model, config, ledger, device)
             with ledger.of(COUNTERS):

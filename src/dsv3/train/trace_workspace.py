@@ -1,9 +1,12 @@
-"""Bytes that our own operators take while they run and have given back when they return.
+"""Bytes that operations take while they run and have given back when they return.
 
-The trace sees what an operation is given and what it returns; what is made inside of these follows
-from their code in `ops/`. Experts are taken to have equally many rows.
+The trace sees what an operation is given and what it returns. What is made inside of our own
+follows from their code in `ops/`; experts are taken to have equally many rows. Of torch's, a CPU's
+element-wise ones convert operands of a narrower type as a whole (TensorIterator.cpp), where a GPU
+does it number by number.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +15,25 @@ from torch import Tensor
 
 import dsv3.ops.attention
 import dsv3.ops.experts  # noqa: F401 - both register operators
+from dsv3.plan.memory_pass import Device
 
 
-def workspace(func: Any, args: tuple[Any, ...]) -> int:
-    """Bytes inside of an operation with these arguments; zero for all but ours."""
+def workspace(func: Any, args: tuple[Any, ...], device: Device) -> int:
+    """Bytes inside of an operation with these arguments; zero for most."""
+    if func in _ELEMENTWISE:
+        return _converted(args) if device == "cpu" else 0
     found = _INSIDE.get(func)
     return 0 if found is None else found(*args)
+
+
+def _converted(args: tuple[Any, ...]) -> int:
+    """Operands in the type of the widest, but those that have it; numbers are read as they are."""
+    operands = [each for each in args if isinstance(each, Tensor) and each.ndim > 0]
+    types = {each.dtype for each in operands}
+    if len(types) < 2:
+        return 0
+    common = functools.reduce(torch.promote_types, types)
+    return sum(each.numel() for each in operands if each.dtype != common) * common.itemsize
 
 
 def _experts(
@@ -64,4 +80,13 @@ _INSIDE: dict[Any, Callable[..., int]] = {
     torch.ops.dsv3.grouped_mlp_backward.default: _experts_backward,
     torch.ops.dsv3.kept_attention.default: _attention,
     torch.ops.dsv3.kept_attention_backward.default: _attention_backward,
+}
+_ELEMENTWISE = {
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.add_.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.mul_.Tensor,
+    torch.ops.aten.div.Tensor,
+    torch.ops.aten.addcmul_.default,
 }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Problem
 from dsv3.parallel.mesh import Place, place_of
-from dsv3.parallel.schedule import Action, actions
+from dsv3.parallel.schedule import Action, Kind, actions
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
 from dsv3.plan.memory_pass import Device
 from dsv3.plan.peak import device_of
@@ -27,12 +27,12 @@ class Live(NamedTuple):
     """Storages of one kind that are alive at the peak."""
 
     made: Made
-    count: int
+    number: int
 
     @property
     def size(self) -> int:
         """Bytes of all of them."""
-        return self.made.size * self.count
+        return self.made.size * self.number
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _places(config: RunConfig) -> Iterator[Place]:
 def _order(config: RunConfig, place: Place, micro_batches: int) -> list[Action]:
     layout = config.parallelism
     if layout.parts == 1:
-        kinds = ("forward", "backward")
+        kinds: tuple[Kind, ...] = ("forward", "backward")
         return [Action(kind, 0, index) for index in range(micro_batches) for kind in kinds]
     schedule, stages = layout.pipeline_schedule, layout.pipeline_parallel_size
     return actions(schedule, stages, micro_batches, place.stage)

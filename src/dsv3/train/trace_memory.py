@@ -44,7 +44,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, workspace: Callable[[Any, tuple[Any, ...]], int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self._workspace = workspace
         self._label = WORKING

@@ -61,7 +61,10 @@ class GivenDispatcher(AllToAllDispatcher):
     ) -> tuple[Tensor, Tensor, Tensor, AllToAllHandle]:
         """As the dispatcher of a run, told the number of tokens beforehand."""
         self._given.tokens = x_TD.shape[0]
-        return super().dispatch(x_TD, topk_expert_ids_TK, topk_scores_TK, row_multiple=row_multiple)
+        dispatched: tuple[Tensor, Tensor, Tensor, AllToAllHandle] = super().dispatch(
+            x_TD, topk_expert_ids_TK, topk_scores_TK, row_multiple=row_multiple
+        )
+        return dispatched
 
 
 class _FusedRmsNorm(torch.autograd.Function):

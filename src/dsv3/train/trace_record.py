@@ -60,7 +60,7 @@ def _stage(stage: StageTrace) -> dict[str, Any]:
                 "shape": list(live.made.shape),
                 "dtype": str(live.made.dtype).removeprefix("torch."),
                 "bytes": live.made.size,
-                "count": live.count,
+                "count": live.number,
             }
             for live in stage.largest(LARGEST)
         ],

@@ -26,6 +26,7 @@ SMALL = (
     "model=moe_nano",
     "model.hidden_size=64",
     "model.vocab_size=512",
+    "model.n_routed_experts=4",
     "schedule.sequence_length=32",
     "schedule.micro_batch_size=1",
 )
@@ -87,20 +88,20 @@ def test_bytes_inside_of_an_operation_stand_beside_what_it_makes() -> None:
         (("parallelism=single", "mtp=depth1"), 4),
         (("parallelism=single", "precision=bf16", "recompute=norm_and_up_projection"), 4),
         (("parallelism=ep2", "recompute=moe"), 8),
-        (("parallelism=pp2", "mtp=depth1", "precision=bf16"), 10),
-        (("parallelism=pp4", "parallelism.pipeline_schedule=1f1b"), 8),
-        (("parallelism=pp2", "parallelism.pipeline_schedule=dualpipev", "recompute=full"), 10),
+        (("parallelism=pp2", "mtp=depth1", "precision=bf16"), 6),
+        (("parallelism=pp4", "parallelism.pipeline_schedule=1f1b"), 5),
+        (("parallelism=pp2", "parallelism.pipeline_schedule=dualpipev", "recompute=full"), 6),
     ],
 )
 def test_a_step_from_few_passes_is_that_of_all_its_micro_batches(
     monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], batch: int
 ) -> None:
     for module in (mail, trace_step):  # so that the first messages are let go of in the step
-        monkeypatch.setattr(module, "LARGEST_NUMBER_ON_THE_WAY", 3)
+        monkeypatch.setattr(module, "LARGEST_NUMBER_ON_THE_WAY", 2)
     config = small(*overrides, batch=batch)
     layout = config.parallelism
     assert config.gradient_accumulation_steps > FEWEST
-    for rank in range(0, layout.world_size, layout.data_parallel_size):
+    for rank in {0, layout.world_size - layout.data_parallel_size}:  # of the first and last stage
         composed = _trace(config, rank, FEWEST)
         whole = _peak_of_all(config, rank)
         assert composed.peak_bytes == pytest.approx(whole, rel=1e-3), composed.moment

@@ -153,6 +153,7 @@ class BucketedState(TracedState):
         self._alone = config.parallelism.world_size == 1
         self._in_pipeline = config.parallelism.parts > 1
         self._bucket: list[Tensor] = []
+        self._bucket_dtype = torch.float32
         self._reduced: list[Tensor] = []  # keep what the epilogue leaves for the update
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._make_bucket)
@@ -160,7 +161,7 @@ class BucketedState(TracedState):
     def _make_bucket(self, _parameter: Tensor) -> None:
         if not self._bucket:
             with self._ledger.of(BUFFERS):
-                self._bucket.append(torch.empty(BUCKET_ELEMENTS))
+                self._bucket.append(torch.empty(BUCKET_ELEMENTS, dtype=self._bucket_dtype))
 
     def reduce(self) -> None:
         """Through the bucket, unless this rank is alone; then gradients wait for the update."""
@@ -195,11 +196,17 @@ class BucketedState(TracedState):
                     slices += group.slices(here)
             if slices > 1:
                 with self._ledger.of(BUFFERS):
-                    _copy = torch.empty(elements)
-                del _copy
+                    _copy = torch.empty(elements, dtype=self._bucket_dtype)
+                    _sent = self._as_sent(elements)
+                del _copy, _sent
         if not self._reduced:
             with self._ledger.of(GRADIENTS):
                 self._reduced.append(torch.empty(self._held_elements()))
+
+    def _as_sent(self, elements: int) -> Tensor | None:
+        """Gradients travel in FP32."""
+        narrow = self._bucket_dtype != torch.float32
+        return torch.empty(elements) if narrow else None
 
     def _held_elements(self) -> int:
         """Gradients that stay: of every parameter that this rank owns a part of."""
@@ -221,19 +228,21 @@ class BucketedState(TracedState):
 
 
 class PartitionedState(BucketedState):
-    """The same under ZeRO-2: each gradient goes into the bucket as soon as it is there."""
+    """The same under ZeRO-2: each gradient goes into the bucket as soon as it is there, in its type.
+
+    What this rank owns of the sums is FP32.
+    """
 
     def __init__(self, model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> None:
         super().__init__(model, config, ledger, device)
-        self._widened = config.precision.recipe != "fp32"
+        self._bucket_dtype = WEIGHT_DTYPES[config.precision.recipe]
+        self._widened = self._bucket_dtype != torch.float32
         self._waiting: list[nn.Parameter] = []
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._into_bucket)
 
     def _into_bucket(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter)
-        if self._widened:
-            _add_to_sum(parameter)
         if sum(each.numel() for each in (*self._waiting, parameter)) > BUCKET_ELEMENTS:
             self._flush(self._waiting)
             self._waiting = []

@@ -228,7 +228,7 @@ class BucketedState(TracedState):
 
 
 class PartitionedState(BucketedState):
-    """The same under ZeRO-2: each gradient goes into the bucket as soon as it is there, in its type.
+    """The same under ZeRO-2: each gradient goes into the bucket at once, in its own type.
 
     What this rank owns of the sums is FP32.
     """

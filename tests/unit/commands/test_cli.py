@@ -73,11 +73,22 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
     ("words", "call"),
     [
         (
-            ["plan", "-m", "seed=1,2"],
+            ["plan", "-m", "seed=1,2", "--gpus", "8"],
             (
                 "plan.plan",
                 (["seed=1,2"],),
-                {"multirun": True, "config_dir": None, "strict": False, "as_json": False},
+                {
+                    "multirun": True,
+                    "config_dir": None,
+                    "strict": False,
+                    "as_json": False,
+                    "hardware": "h800",
+                    "gpus": 8,
+                    "imbalance": 1.0,
+                    "usd_per_gpu_hour": None,
+                    "svg": None,
+                    "published": False,
+                },
             ),
         ),
         (

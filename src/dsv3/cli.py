@@ -133,6 +133,9 @@ def plan(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the timeline.")
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Run each stage's program without data: its bytes.")
+    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Compare the plan with published runs instead.")
     ] = False,
@@ -155,6 +158,7 @@ def plan(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         imbalance=imbalance,
         usd_per_gpu_hour=usd_per_gpu_hour,
         svg=svg,
+        trace=trace,
         published=published,
     )
 

@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     imbalance: float
     usd_per_gpu_hour: float | None
     svg: Path | None
+    trace: bool
     published: bool
 
 
@@ -51,6 +52,11 @@ def plan(
         return print_published(as_json=as_json)
     runs = configurations(overrides, multirun=multirun, config_dir=config_dir)
     warn([run.config for run in runs], strict=strict, quiet=as_json)
+    if options.get("trace"):
+        from dsv3.commands.trace import print_trace
+
+        load = options.get("imbalance", DEFAULT_MAX_VIOLATION)
+        return print_trace(runs, max_violation=load, as_json=as_json)
     searches = not (multirun or names_recipe(overrides) or _has_layout(overrides))
     if setting.gpus is not None and not searches:
         from dsv3.plan.search import refuse_smaller_cluster

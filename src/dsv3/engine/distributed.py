@@ -89,3 +89,21 @@ def _start_alone(backend: str) -> None:
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+@contextmanager
+def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
+    """A group of which this process is a rank and the others are nobody: nothing is moved.
+
+    For programs on tensors without data.
+    """
+    assert not torch.distributed.is_initialized(), "this process is in a group already"
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group(
+        "fake", store=FakeStore(), rank=rank, world_size=world_size
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

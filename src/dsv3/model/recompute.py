@@ -88,11 +88,12 @@ def remade(function: Callable[..., Tensor], *inputs: Tensor) -> Iterator[Tensor]
         yield result
         return
     source = _Source(function, tuple(each.detach() for each in inputs))
-    address, dtype = result.untyped_storage().data_ptr(), result.dtype
+    # By the storage itself: the address of its data says nothing of tensors without any.
+    storage, dtype = result.untyped_storage()._cdata, result.dtype
 
     def pack(tensor: Tensor) -> "Tensor | _View":
         # Must not know `result`: autograd holds on to this function.
-        if tensor.untyped_storage().data_ptr() != address or tensor.dtype != dtype:
+        if tensor.untyped_storage()._cdata != storage or tensor.dtype != dtype:
             # Detached: an operation that keeps its own result would else keep itself for ever.
             return tensor.detach()
         source.readers += 1

@@ -105,6 +105,27 @@ def _column(row_weights: Tensor, rows: Tensor) -> Tensor:
     return row_weights.to(rows.dtype).unsqueeze(1)
 
 
+@_forward.register_fake
+def _(
+    rows: Tensor, row_weights: Tensor, rows_per_expert: Tensor, gate_up_proj: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows), rows.new_empty(rows.shape[0], gate_up_proj.shape[1])
+
+
+@_gradients.register_fake
+def _(
+    grad: Tensor,
+    rows: Tensor,
+    row_weights: Tensor,
+    rows_per_expert: Tensor,
+    gate_up_proj: Tensor,
+    down: Tensor,
+    gate_up: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = (rows, row_weights, gate_up_proj, down)
+    return tuple(torch.empty_like(each) for each in inputs)  # type: ignore[return-value]
+
+
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.set_materialize_grads(False)  # none comes for gate_up

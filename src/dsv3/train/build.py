@@ -71,23 +71,31 @@ def build_model(config: RunConfig, device: torch.device, place: Place | None = N
         group = expert_group(config.parallelism)
         dispatcher = AllToAllDispatcher(experts, group, fp8=fp8)
     backend = choose_backend(config.precision)
-    with torch.device("meta"):
-        model = Transformer(
-            config.model,
-            backend=backend,
-            dispatcher=dispatcher,
-            parts=None if place is None else layers_held(config, place.stage),
-            local_experts=local,
-            recompute=config.recompute,
-            balance=config.balance,
-            mtp=config.mtp,
-        )
+    model = lay_out_model(config, place, backend, dispatcher)
     dtype = WEIGHT_DTYPES[config.precision.weights]
     materialise(model, config.model, seed=config.seed, device=device, dtype=dtype)
     backend.prepare(model)
     if config.launcher.compile:
         compile_model(model)
     return model
+
+
+def lay_out_model(
+    config: RunConfig, place: Place | None, backend: Backend, dispatcher: TokenDispatcher
+) -> Transformer:
+    """What the rank at `place` holds of the model, on the meta device; all of it without one."""
+    experts = config.model.n_routed_experts
+    with torch.device("meta"):
+        return Transformer(
+            config.model,
+            backend=backend,
+            dispatcher=dispatcher,
+            parts=None if place is None else layers_held(config, place.stage),
+            local_experts=None if place is None else place.local_experts(experts),
+            recompute=config.recompute,
+            balance=config.balance,
+            mtp=config.mtp,
+        )
 
 
 def build_engine(

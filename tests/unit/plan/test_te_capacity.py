@@ -15,7 +15,7 @@ BLACKWELL, CONSUMER = ("B200", (10, 0)), ("RTX 5090", (12, 0))
 
 def machine(*cards: tuple[str, tuple[int, int]]) -> Machine:
     gpus = tuple(Gpu(name, 140 * GIB, capability) for name, capability in cards)
-    return Machine(gpus, cores=2, memory_bytes=24 * GIB, gpu_driver=None)
+    return Machine(gpus, cores=2, memory_bytes=64 * GIB, gpu_driver=None)
 
 
 def refusal(

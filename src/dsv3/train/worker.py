@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,13 @@ from dsv3.files import refused, storage_error
 from dsv3.redaction import RedactingFormatter, print_no_secret_when_lost
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
-from dsv3.runs.rank import Place, RankArguments, log_name, stack_name
+from dsv3.runs.rank import (
+    LOCK_PATIENCE_VARIABLE,
+    Place,
+    RankArguments,
+    log_name,
+    stack_name,
+)
 from dsv3.runs.records import EventLog
 from dsv3.train.heartbeat import Heartbeat, answer_with_stacks
 from dsv3.train.signals import (
@@ -65,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lock(run: RunDirectory, place: Place) -> contextlib.AbstractContextManager[RunLock | None]:
     """The lock of the run for its first rank; the others come and go with that one."""
-    return RunLock(run.lock_path) if place.first else contextlib.nullcontext()
+    if not place.first:
+        return contextlib.nullcontext()
+    patience_s = os.environ.get(LOCK_PATIENCE_VARIABLE)
+    return RunLock(run.lock_path, **({} if patience_s is None else {"patience_s": float(patience_s)}))
 
 
 def _attempt(

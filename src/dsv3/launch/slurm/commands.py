@@ -69,7 +69,7 @@ class Slurm:
     def knows(self, array: str) -> bool:
         """From scontrol, which says so if an id is unknown."""
         answer = ask(["scontrol", "show", "job", "--oneliner", array], seconds=self.ask_s)
-        if answer.code == 0 and f"JobId={array}" in answer.out or f"ArrayJobId={array}" in answer.out:
+        if answer.code == 0 and f"JobId={array}" in answer.out:  # ArrayJobId ends so, too
             return True
         if answer.code not in (None, 0) and _UNKNOWN in answer.err:
             return False

@@ -55,7 +55,7 @@ def join_remote(backend: str) -> None:
     As torch does by itself, but without a limit of its own on how long ranks wait for each other.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+    everyones = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,
@@ -64,7 +64,7 @@ def join_remote(backend: str) -> None:
         wait_for_workers=False,
     )
     # The agent of torchrun keeps things of its own in the same store.
-    store = torch.distributed.PrefixStore("dsv3", store)
+    store = torch.distributed.PrefixStore("dsv3", everyones)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )

@@ -42,7 +42,9 @@ class Job:
 class Scheduler(Protocol):
     """A batch system; every call comes back in bounded time."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What people call it."""
 
     def submit(self, script: Path, key: str) -> str:
         """Hand in an array; its id. Nothing waits for the jobs.

@@ -123,6 +123,10 @@ class Submission:
             remedy = "free some space there; nothing was handed in"
             raise storage_error(self._asked_path, error, remedy) from error
 
+    def mark_refused(self) -> None:
+        """The scheduler has it for certain not: no doubt is left."""
+        self._asked_path.unlink(missing_ok=True)
+
     def asked_ago_s(self) -> float | None:
         """Seconds since the scheduler was asked first; None if it never was."""
         try:

@@ -98,8 +98,8 @@ def hand_in(scheduler: Scheduler, submission: Submission, patience: Patience) ->
             if not jobs and tries_left:
                 continue
             if not jobs:
-                said = [str(problem) for problem in doubt.problems]
-                rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {'; '.join(said)}"
+                said = "; ".join(map(str, doubt.problems))
+                rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {said}"
                 remedy = "ask for the same again later: what was taken is not handed in twice"
                 raise SchedulerError(Problem("", rule, remedy)) from doubt
             array = _array(jobs[0])
@@ -107,6 +107,7 @@ def hand_in(scheduler: Scheduler, submission: Submission, patience: Patience) ->
             # For certain, it said; but its word is not worth a job that runs twice.
             jobs = scheduler.jobs([submission.key])
             if not jobs:
+                submission.mark_refused()
                 raise
             array = _array(jobs[0])
         submission.mark_taken(array)

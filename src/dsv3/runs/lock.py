@@ -21,7 +21,7 @@ from dsv3.files import storage_error
 
 # A winner needs a moment to write its name, and a reader of the holder blocks the lock for a
 # moment: within this time a refusal is asked again.
-_GRACE_S = 0.3
+LOCK_GRACE_S = 0.3
 _POLL_S = 0.03
 
 
@@ -41,7 +41,7 @@ class RunLock:
     Who holds it already is waited for, `patience_s` at most.
     """
 
-    def __init__(self, path: Path, *, patience_s: float = _GRACE_S) -> None:
+    def __init__(self, path: Path, *, patience_s: float = LOCK_GRACE_S) -> None:
         self.path = path
         self._patience_s = patience_s
         self._descriptor: int | None = None

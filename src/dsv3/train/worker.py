@@ -11,7 +11,7 @@ from dsv3.errors import CapacityError, Dsv3Error, NumericHealthError, Problem, R
 from dsv3.files import refused, storage_error
 from dsv3.redaction import RedactingFormatter, print_no_secret_when_lost
 from dsv3.runs.directory import RunDirectory
-from dsv3.runs.lock import RunLock
+from dsv3.runs.lock import LOCK_GRACE_S, RunLock
 from dsv3.runs.rank import (
     LOCK_PATIENCE_VARIABLE,
     Place,
@@ -74,8 +74,8 @@ def _lock(run: RunDirectory, place: Place) -> contextlib.AbstractContextManager[
     """The lock of the run for its first rank; the others come and go with that one."""
     if not place.first:
         return contextlib.nullcontext()
-    patience_s = os.environ.get(LOCK_PATIENCE_VARIABLE)
-    return RunLock(run.lock_path, **({} if patience_s is None else {"patience_s": float(patience_s)}))
+    patience_s = os.environ.get(LOCK_PATIENCE_VARIABLE, str(LOCK_GRACE_S))
+    return RunLock(run.lock_path, patience_s=float(patience_s))
 
 
 def _attempt(

@@ -1,4 +1,4 @@
-"""Slurm through its commands: sbatch, squeue, scontrol, scancel, and sacct where there are books."""
+"""Slurm through its commands: sbatch, squeue, scontrol, scancel, and sacct where it has books."""
 
 import os
 import re
@@ -13,8 +13,12 @@ from dsv3.launch.slurm.tools import Answer, ask
 
 # What sbatch says when the controller has looked at the job and does not want it. Of anything else,
 # time-outs and broken connections above all, the job may have been taken.
-_REFUSED = re.compile(r"Batch job submission failed: (?!.*(tim|connect|contact|communicat|byte))", re.I)
-_REFUSED_BEFORE = re.compile(r"(unrecognized option|[Ii]nvalid|DOS line breaks|must be|[Nn]o partition)")
+_REFUSED = re.compile(
+    r"Batch job submission failed: (?!.*(tim|connect|contact|communicat|byte))", re.I
+)
+_REFUSED_BEFORE = re.compile(
+    r"(unrecognized option|[Ii]nvalid|DOS line breaks|must be|[Nn]o partition)"
+)
 _TAKEN = re.compile(r"(\d+)(;\S+)?")
 _UNKNOWN = "Invalid job id specified"
 
@@ -37,7 +41,9 @@ class Slurm:
         taken = _TAKEN.fullmatch(lines[-1]) if lines else None
         if answer.code == 0 and taken:
             return taken[1]
-        problem = Problem("sbatch", answer.said, "see `dsv3 doctor`, and `--dry-run` for the script")
+        problem = Problem(
+            "sbatch", answer.said, "see `dsv3 doctor`, and `--dry-run` for the script"
+        )
         if answer.code not in (None, 0) and _is_refusal(answer.err):
             raise SchedulerError(problem)
         raise DoubtError(problem)

@@ -15,6 +15,9 @@ from dsv3.launch.watchdog import Silence
 from dsv3.runs.board import Failure, Sign
 from dsv3.runs.files import write_json
 
+NO_PROCESS = cast(Process, None)
+"""That of a member on another machine, which is gone."""
+
 
 def start_directory(of_job: Path, environment: Mapping[str, str] = os.environ) -> Path:
     """Where the ranks of this start of a job say how they ended; a requeue is another start."""
@@ -71,7 +74,7 @@ def _member(record: Mapping[str, Any]) -> Member:
     failure = record["failure"]
     return Member(
         rank=record["rank"],
-        process=cast(Process, None),  # on another machine, and gone
+        process=NO_PROCESS,
         code=record["code"],
         killed_by_launcher=record["killed_by_launcher"],
         sign=None if record["sign"] is None else Sign(**record["sign"]),

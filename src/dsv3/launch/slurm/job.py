@@ -1,4 +1,4 @@
-"""What a job does once per start, beside its ranks: `python -m dsv3.launch.slurm.job begin|end ...`.
+"""What a job does once per start, beside its ranks: `python -m dsv3.launch.slurm.job VERB ...`.
 
 `begin SUBMISSION INDEX` says whether there is anything to train; `end SUBMISSION INDEX CODE` judges
 how the ranks ended, and whether the job is to be requeued.

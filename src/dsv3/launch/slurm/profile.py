@@ -15,7 +15,7 @@ from dsv3.config.suggest import did_you_mean, listed
 from dsv3.config.yaml_text import read_vetted
 from dsv3.errors import ConfigError, Problem
 
-# A word of an #SBATCH line: sbatch splits these at blanks and takes quotes, `\\` and `#` for its own.
+# A word of an #SBATCH line: sbatch splits these at blanks, and reads quotes, backslashes and #.
 _WORD = re.compile(r"[A-Za-z0-9_.,:;@%+=&|*()\[\]/~!-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -81,7 +81,9 @@ class Container(_Strict):
 
     image: Line = Field(description="As --container-image takes it: a .sqsh file or REGISTRY#NAME.")
     mounts: tuple[Line, ...] = Field((), description="SOURCE:TARGET; runs and data have to be in.")
-    workdir: Line | None = Field(None, description="Directory the ranks start in; null: as outside.")
+    workdir: Line | None = Field(
+        None, description="Directory the ranks start in; null: as outside."
+    )
 
 
 class Profile(_Strict):

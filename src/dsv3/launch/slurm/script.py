@@ -87,10 +87,10 @@ def quote(value: object) -> str:
 
 
 def option(value: object) -> str:
-    """A word of an #SBATCH line as it is; raises ConfigError for one that sbatch would read anew."""
+    """A word of an #SBATCH line as it is; raises ConfigError for one sbatch would read anew."""
     text = str(value)
     if not text or not _WORD.fullmatch(text):
-        rule = "is no word for an #SBATCH line: letters, digits and . , : ; @ % + = & | * ( ) [ ] / ~ ! -"
+        rule = "is no word for an #SBATCH line: letters, digits and .,:;@%+=&|*()[]/~!-"
         raise ConfigError(Problem(ascii(text), rule, "give it another name"))
     return text
 

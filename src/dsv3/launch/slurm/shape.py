@@ -46,7 +46,8 @@ def shape_of(config: RunConfig, profile: Profile) -> Shape:
         nodes=world // per_node,
         ranks_per_node=per_node,
         gpus_per_node=gpus,
-        cpus_per_rank=launcher.threads_per_rank or profile.cpus_per_node // per_node_at_most(profile),
+        cpus_per_rank=launcher.threads_per_rank
+        or profile.cpus_per_node // per_node_at_most(profile),
         time=launcher.time or profile.time,
         parallel=launcher.parallel,
         ranks_by=launcher.ranks_by,
@@ -60,7 +61,7 @@ def per_node_at_most(profile: Profile) -> int:
 
 
 def refuse_too_small(config: RunConfig, profile: Profile) -> None:
-    """Raise CapacityError if the nodes of the cluster, as described, cannot hold the run's state."""
+    """Raise CapacityError if nodes of the cluster, as described, cannot hold the run's state."""
     shape = shape_of(config, profile)
     memory = (profile.memory_gib_per_node or UNKNOWN_GIB) * 2**30
     gpu_memory = int((profile.gpu_memory_gib or UNKNOWN_GIB) * 2**30)

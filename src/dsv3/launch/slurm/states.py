@@ -11,14 +11,41 @@ FORMAT = "%i|%F|%K|%T|%r|%j|%k"
 HEADER = "JOBID|ARRAY_JOB_ID|ARRAY_TASK_ID|STATE|REASON|NAME|COMMENT"
 """What squeue prints first for FORMAT: an answer without it is none."""
 LIVE = frozenset(
-    "PENDING RUNNING SUSPENDED COMPLETING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED RESIZING"
-    " SIGNALING STAGE_OUT STOPPED RESV_DEL_HOLD SPECIAL_EXIT POWER_UP_NODE".split()
+    [
+        "PENDING",
+        "RUNNING",
+        "SUSPENDED",
+        "COMPLETING",
+        "CONFIGURING",
+        "REQUEUED",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "RESIZING",
+        "SIGNALING",
+        "STAGE_OUT",
+        "STOPPED",
+        "RESV_DEL_HOLD",
+        "SPECIAL_EXIT",
+        "POWER_UP_NODE",
+    ]
 )
 OVER = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED"
-    " TIMEOUT LAUNCH_FAILED RECONFIG_FAIL".split()
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+        "LAUNCH_FAILED",
+        "RECONFIG_FAIL",
+    ]
 )
-RUNNING = frozenset("RUNNING COMPLETING CONFIGURING SIGNALING STAGE_OUT SUSPENDED".split())
+RUNNING = frozenset(["RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "SUSPENDED"])
 _LINE = re.compile(r"(?P<id>\d+\S*?)\|(?P<array>\d+)\|(?P<index>[^|]*)\|(?P<state>[A-Z_]+)\|")
 _PAIR = re.compile(r"(\w+)=(\S*)")
 

@@ -18,9 +18,9 @@ from dsv3.errors import Dsv3Error, RankLostError
 from dsv3.files import refused
 from dsv3.launch.environment import rank_environment
 from dsv3.launch.group import GOOD, Ending, Member
-from dsv3.launch.process import Process, start_member
+from dsv3.launch.process import start_member
 from dsv3.launch.signals import signals_as_bytes, stops_so_far
-from dsv3.launch.slurm.endings import start_directory, write_ending
+from dsv3.launch.slurm.endings import NO_PROCESS, start_directory, write_ending
 from dsv3.launch.slurm.place import RankPlace, place_from
 from dsv3.launch.stacks import ask, forget_stacks
 from dsv3.launch.submission import Submission
@@ -154,10 +154,9 @@ class Keeper:
 def _say(endings: Path, error: Dsv3Error) -> int:
     """Report an error met before there was a rank."""
     rank = int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0")))
-    process: Process = None  # type: ignore[assignment] - there is none
     failure = Failure(time.time(), error, lasting=False)
     with contextlib.suppress(Dsv3Error, OSError):
-        write_ending(endings, Member(rank, process, code=error.exit_code, failure=failure))
+        write_ending(endings, Member(rank, NO_PROCESS, code=error.exit_code, failure=failure))
     with contextlib.suppress(OSError):
         sys.stderr.writelines(f"{line}\n" for line in error.lines())
     return error.exit_code

@@ -1,4 +1,4 @@
-"""Runs Slurm's commands: for a bounded time, in a clean environment, none outliving this process."""
+"""Runs Slurm's commands: in bounded time and a clean environment, none outliving this process."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def ask(command: Sequence[str], *, seconds: float, directory: Path | None = None
             check=False,
             cwd=directory,
             env=clean_environment(os.environ),
-            preexec_fn=lambda: end_with_parent(parent, signal.SIGKILL),  # noqa: PLW1509
+            preexec_fn=lambda: end_with_parent(parent, signal.SIGKILL),
         )
     except subprocess.TimeoutExpired as late:
         return Answer(command[0], None, _text(late.stdout), _text(late.stderr))

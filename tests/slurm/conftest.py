@@ -19,9 +19,7 @@ SMALL_DISK_MB = 16
 
 
 @pytest.fixture(scope="session")
-def started_cluster(
-    _isolated: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+def started_cluster(_isolated: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes; use `cluster`, which leaves them as they were."""
     if SKIP not in {"", "skip"}:
         pytest.fail(f"DSV3_SLURM_TESTS={SKIP}: `skip` or not set")

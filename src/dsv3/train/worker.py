@@ -13,6 +13,7 @@ from dsv3.redaction import RedactingFormatter, print_no_secret_when_lost
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import LOCK_GRACE_S, RunLock
 from dsv3.runs.rank import (
+    BOARD_VARIABLE,
     LOCK_PATIENCE_VARIABLE,
     Place,
     RankArguments,
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_to_file(run, log_name(place.rank))
         if not place.alone:
             answer_with_stacks(run.logs / stack_name(place.rank))
-        with StopRequest() as stop:
+        with StopRequest(deaf_afterwards=BOARD_VARIABLE in os.environ) as stop:
             if place.alone:
                 stop_with_launcher()
             with _lock(run, place) as lock:

@@ -71,7 +71,7 @@ class Start:
         record = {"job": self._job, "host": socket.gethostname(), **_nodes(), "at": _now()}
         write_json(self._of_job / "begun.json", record, writer="begin")
         with EventLog(self._run.events_path) as events:
-            events.event("job_started", key=self._submission.key, **record)
+            events.event("job_started", array=self._submission.key, **record)
         _print(f"dsv3: {self._run.path}: {' '.join(f'{k}={v}' for k, v in record.items())}")
         return 0
 
@@ -145,7 +145,7 @@ class Start:
         for line in read_lines(self._run.events_path):
             if line["event"] == "checkpoint":
                 count = 0
-            elif line["event"] == "job_started" and line.get("key") == self._submission.key:
+            elif line["event"] == "job_started" and line.get("array") == self._submission.key:
                 count += 1
         return count
 
@@ -164,7 +164,7 @@ class Start:
         record |= {"requeue": requeue, "at": _now()}
         # The job ends as it should, too, where the disk is full.
         with contextlib.suppress(CapacityError), EventLog(self._run.events_path) as events:
-            events.event("job_ended", key=self._submission.key, **record)
+            events.event("job_ended", array=self._submission.key, **record)
         with contextlib.suppress(CapacityError):
             write_json(self._of_job / "ended.json", record, writer="end")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dsv3.config.launcher import TIME_LIMIT
 from dsv3.config.locations import shipped
@@ -37,11 +37,6 @@ def _word(text: str) -> str:
     return text
 
 
-def _as_text(value: Any) -> Any:
-    """`time: 90` is a number to YAML; to Slurm it is minutes."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def _time(text: str) -> str:
     if not re.fullmatch(TIME_LIMIT, text, re.ASCII):
         raise ValueError("must be a time limit as in 4:00:00 or 2-00:00:00")
@@ -57,18 +52,16 @@ def _variables(environment: dict[str, str]) -> dict[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's whole numbers: 4:00:00 is a time, and no number to the base of 60."""
+    """Numbers stay as they are written: 4:00:00 is a time, 0.10 may be a version."""
 
 
-_INT = "tag:yaml.org,2002:int"
+_NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
 
 Line = Annotated[str, AfterValidator(_one_line)]
-Value = Annotated[str, BeforeValidator(_as_text)]
 Word = Annotated[str, AfterValidator(_word)]
 
 
@@ -89,7 +82,7 @@ class Container(_Strict):
 class Profile(_Strict):
     """What a cluster has and wants; everything about a model or a run is elsewhere."""
 
-    time: Annotated[str, BeforeValidator(_as_text), AfterValidator(_time)] = Field(
+    time: Annotated[str, AfterValidator(_time)] = Field(
         description="Time limit of a job; launcher.time has the last word."
     )
     cpus_per_node: int = Field(gt=0, description="Cores of a node, shared out over its ranks.")
@@ -109,7 +102,7 @@ class Profile(_Strict):
     exclusive: bool = Field(False, description="Whole nodes, whatever the ranks need of them.")
     sbatch_options: tuple[Word, ...] = Field((), description="More of them, as --switches=1.")
     srun_options: tuple[Line, ...] = Field((), description="More for the srun of the ranks.")
-    environment: Annotated[dict[str, Value], AfterValidator(_variables)] = Field(
+    environment: Annotated[dict[str, str], AfterValidator(_variables)] = Field(
         {}, description="Variables of the job, values as they are."
     )
     setup: tuple[Line, ...] = Field((), description="Lines of bash before the ranks, as they are.")

@@ -110,14 +110,15 @@ class Keeper:
     def report(self, endings: Path) -> int:
         """Say how the rank ended where there is something to say; the exit code for srun."""
         (member,) = self._ending.members
-        good = member.code in GOOD
-        if member.code != 0 and (self._rank == 0 or not good):
+        # A signal that comes twice may kill a rank that has said its last word.
+        code = member.code if member.failure is None else member.failure.error.exit_code
+        good = code in GOOD and self._ending.silence is None
+        if code != 0 and (self._rank == 0 or not good):
             write_ending(endings, member, self._ending)
         if good:
             return 0
-        if member.failure is not None and self._ending.silence is None:
-            return member.failure.error.exit_code
-        return RankLostError.exit_code
+        named = member.failure is not None and self._ending.silence is None
+        return code if named and code is not None else RankLostError.exit_code
 
     def _gives_up(self, member: Member, watchdog: Watchdog) -> bool:
         """Whether the rank is silent, and not because it waits for another one that is."""

@@ -66,7 +66,7 @@ def render(
         text = _environment(config_dir).get_template(profile.template).render(values)
     except jinja2.TemplateNotFound as error:
         places = ", ".join(map(str, launcher_directories(config_dir)))
-        raise ConfigError(Problem(setting, f"there is no {error} in {places}")) from None
+        raise ConfigError(Problem(setting, f"there is no {error.name} in {places}")) from None
     except jinja2.TemplateError as error:
         raise ConfigError(Problem(setting, str(error), "see launchers/README.md")) from None
     if len(text.encode()) > MAX_SCRIPT_BYTES:

@@ -1,4 +1,4 @@
-"""What a user has on the test cluster: a directory with text, a profile, runs, and the command line."""
+"""What a user has on the test cluster: a directory with text, a profile, runs, the command line."""
 
 import json
 import os

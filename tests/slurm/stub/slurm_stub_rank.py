@@ -1,4 +1,4 @@
-"""A rank of a job that only counts; its place, lock, signals, files and end are those of a real one.
+"""A rank of a job that only counts; place, lock, signals, files and end are those of a real one.
 
 The first rank counts, saves every SAVE_EVERY steps and goes on from there; the others keep it
 company. STUB_STEPS, STUB_STEP_S: how long. What rank STUB_RANK does in step STUB_AT, at the first

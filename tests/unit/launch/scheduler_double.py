@@ -53,7 +53,14 @@ class Double:
                 state = self.states.get((key, index), "PENDING")
                 live = state in ("PENDING", "RUNNING")
                 found.append(
-                    Job(key, index, f"{number}_{index}", state, live=live, running=state == "RUNNING")
+                    Job(
+                        key,
+                        index,
+                        f"{number}_{index}",
+                        state,
+                        live=live,
+                        running=state == "RUNNING",
+                    )
                 )
         return found
 

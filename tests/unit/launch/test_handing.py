@@ -169,9 +169,8 @@ def test_a_run_that_is_trained_elsewhere_is_left_alone(runs, patience):
 
 def test_two_commands_hand_in_one_after_the_other(runs, patience):
     jobs_root(runs[0][0]).mkdir()
-    with RunLock(jobs_root(runs[0][0]) / "lock"):
-        with pytest.raises(LockHeldError):
-            hand(Double(), runs, patience)
+    with RunLock(jobs_root(runs[0][0]) / "lock"), pytest.raises(LockHeldError):
+        hand(Double(), runs, patience)
     double, told = Double(), []
     real = Patience(settle_s=1)
     threads = [

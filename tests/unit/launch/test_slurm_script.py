@@ -74,10 +74,10 @@ def test_scripts_hold_nothing_of_a_model():
 
 FRAGMENTS = [
     "$(touch CANARY)", "`touch CANARY`", "; touch CANARY;", "| touch CANARY", "&& touch CANARY",
-    "' ; touch CANARY ; '", '" ; touch CANARY ; "', "'\"'\"'", "${IFS}", "$((1/0))", "\\", "\\'", "%j",
-    "%A_%a", "#SBATCH --account=x", "{{ 7*7 }}", "{% raw %}", "~", "~root", "*", "?", "[a-z]", "!x",
-    "-rf", "--", " ", "  ", "\t", "\n", "\r\n", "\x00", "\x1b[2J", "\x7f", "é", "日本", "\u202e", "\ud800",
-    "\u2028", "<", ">", "&", "a", "=", "'", '"', "$HOME", "$1", "@", "^", "EOF\n", "\\n",
+    "' ; touch CANARY ; '", '" ; touch CANARY ; "', "'\"'\"'", "${IFS}", "$((1/0))", "\\", "\\'",
+    "%j", "%A_%a", "#SBATCH --account=x", "{{ 7*7 }}", "{% raw %}", "~", "~root", "*", "?", "[a-z]",
+    "!x", "-rf", "--", " ", "  ", "\t", "\n", "\r\n", "\x00", "\x1b[2J", "\x7f", "é", "日本", "\u202e",
+    "\ud800", "\u2028", "<", ">", "&", "a", "=", "'", '"', "$HOME", "$1", "@", "^", "EOF\n", "\\n",
 ]  # fmt: skip
 # Few draws of hypothesis for many strings: it would take longer to draw than bash to read.
 seeds = st.integers(0, 2**64 - 1)
@@ -136,8 +136,11 @@ def test_ten_thousand_hostile_values_arrive_unchanged_or_are_refused(home, seed)
     script, dump = home / "job.sh", home / "dump.json"
     script.write_text(text, encoding="utf-8")
     environment = {
-        "DUMP": str(dump), "CODE": str(NOTHING_TO_DO), "SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin",
-    }  # fmt: skip
+        "DUMP": str(dump),
+        "CODE": str(NOTHING_TO_DO),
+        "SLURM_ARRAY_TASK_ID": "0",
+        "PATH": "/usr/bin:/bin",
+    }
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     argv, where, arrived = json.loads(dump.read_text())
@@ -160,9 +163,8 @@ def check_name(value: str) -> None:
     assert option(job_name(value, KEY)).endswith(KEY)
     try:
         assert re.fullmatch(r"""[^\s"'\\#$`]+""", option(value))
-    except ConfigError as error:
-        assert value.isascii() is False or not re.fullmatch(r"[\w.-]+", value)
-        assert error.exit_code == 2
+    except ConfigError:
+        assert not re.fullmatch(r"[\w.-]+", value, re.ASCII)
 
 
 @pytest.mark.parametrize("key", ["account", "partition", "qos", "constraint", "reservation"])

@@ -20,7 +20,7 @@ ROWS = f"""{HEADER}
 7|7|N/A|RUNNING|None|a | name|and | comment
 13_0|13|0|PENDING|launch failed requeued held|renamed by the site|dsv3:{KEY}
 """
-SCONTROL = f"""JobId=12 ArrayJobId=12 ArrayTaskId=0 JobName=dsv3-x-{KEY} JobState=RUNNING Reason=None
+SCONTROL = f"""JobId=12 ArrayJobId=12 ArrayTaskId=0 JobName=dsv3-{KEY} JobState=RUNNING Reason=None
 JobId=14 ArrayJobId=12 ArrayTaskId=1-2,4%2 JobName=dsv3-x-{KEY} JobState=PENDING Reason=Priority
 JobId=9 JobName=other one JobState=COMPLETED Reason=None Comment=mine
 """
@@ -60,21 +60,32 @@ def test_what_is_no_answer_of_squeue_is_not_taken_for_an_empty_one(text):
 def test_scontrol_says_the_same():
     jobs = read_scontrol(SCONTROL, [KEY])
     assert [(j.index, j.id, j.state) for j in jobs] == [
-        (0, "12_0", "RUNNING"), (1, "12_1", "PENDING"), (2, "12_2", "PENDING"), (4, "12_4", "PENDING"),
-    ]  # fmt: skip
+        (0, "12_0", "RUNNING"),
+        (1, "12_1", "PENDING"),
+        (2, "12_2", "PENDING"),
+        (4, "12_4", "PENDING"),
+    ]
     assert read_scontrol("No jobs in the system\n", [KEY]) == []
     assert read_scontrol("JobId=1 JobState=", [KEY]) is None
 
 
 def test_sacct_tells_of_jobs_that_are_gone():
-    text = f"12_0|TIMEOUT|{NAME}\n12_1|CANCELLED by 0|{NAME}\n12_1.batch|CANCELLED|batch|\nrubbish\n"
+    text = (
+        f"12_0|TIMEOUT|{NAME}\n12_1|CANCELLED by 0|{NAME}\n12_1.batch|CANCELLED|batch|\nrubbish\n"
+    )
     assert [(j.index, j.state, j.live) for j in read_sacct(text, [KEY])] == [
         (0, "TIMEOUT", False), (1, "CANCELLED", False),
     ]  # fmt: skip
 
 
 def test_options_in_variables_do_not_reach_the_commands():
-    given = {"SBATCH_ACCOUNT": "x", "SLURM_JOB_ID": "1", "SLURM_CONF": "/c", "SQUEUE_FORMAT": "%i", "A": "b"}
+    given = {
+        "SBATCH_ACCOUNT": "x",
+        "SLURM_JOB_ID": "1",
+        "SLURM_CONF": "/c",
+        "SQUEUE_FORMAT": "%i",
+        "A": "b",
+    }
     assert clean_environment(given) == {"SLURM_CONF": "/c", "A": "b", "LC_ALL": "C.UTF-8"}
 
 
@@ -175,7 +186,7 @@ def test_a_command_dies_with_its_caller(programs, tmp_path):
     import time
 
     programs(sbatch=f"echo $$ > {tmp_path}/pid; sleep 60; touch {tmp_path}/late")
-    code = f"from dsv3.launch.slurm.tools import ask; ask(['sbatch'], seconds=50)"
+    code = "from dsv3.launch.slurm.tools import ask; ask(['sbatch'], seconds=50)"
     caller = subprocess.Popen([sys.executable, "-c", code])
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Write the golden scripts anew: `python -m unit.launch.write_golden` in tests/; then read the diff."""
+"""Write the golden scripts anew: `python -m unit.launch.write_golden` in tests/; read the diff."""
 
 import pytest
 

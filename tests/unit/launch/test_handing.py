@@ -85,7 +85,7 @@ def test_a_failed_run_waits_for_retry(runs, patience):
 @pytest.mark.parametrize("lie", ["take in silence", "take and refuse"])
 @pytest.mark.parametrize("blind", [0, 1, 2])
 def test_what_was_taken_in_silence_is_found_by_its_key(runs, patience, lie, blind):
-    double = Double(lies=[lie], blind=blind if lie == "take in silence" else 0)
+    double = Double(lies=[lie], blind=1 + blind if lie == "take in silence" else 0)
     assert set(outcomes(hand(double, runs, patience))) == {"handed in"}
     assert set(outcomes(hand(double, runs, patience))) == {"there already"}
     assert (len(double.arrays), double.calls.count("submit")) == (1, 1)
@@ -123,6 +123,13 @@ def test_without_an_answer_nothing_is_handed_in(runs, patience):
     with pytest.raises(SchedulerError, match="garbage"):
         hand(double, runs, patience)
     assert len(double.arrays) == 1
+
+
+def test_a_scheduler_that_does_not_answer_is_not_asked_for_more(runs, patience):
+    double = Double(deaf=1)
+    with pytest.raises(SchedulerError, match="garbage"):
+        hand(double, runs, patience)
+    assert (double.calls, place_of(runs[0][0])) == (["jobs"], None)
 
 
 def test_what_a_scheduler_forgot_is_handed_in_anew(runs, patience):

@@ -1,6 +1,7 @@
 """What the lying scheduler's other programs answer when they tell the truth."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,14 +76,13 @@ def answer_query(
         return Answer(1, error=f"{error}\n")
     if "version" in options:
         return _version(installation)
-    match program:
-        case "squeue":
-            return _squeue(options, jobs)
-        case "sacct":
-            return _sacct(options, jobs, installation)
-        case "scancel":
-            return _scancel(options, rest, jobs)
-    return _sinfo(options)
+    answers: dict[str, Callable[[], Answer]] = {
+        "squeue": lambda: _squeue(options, jobs),
+        "sacct": lambda: _sacct(options, jobs, installation),
+        "scancel": lambda: _scancel(options, rest, jobs),
+        "sinfo": lambda: _sinfo(options),
+    }
+    return answers[program]()
 
 
 def _version(installation: Installation) -> Answer:
@@ -142,19 +142,21 @@ def _scontrol(arguments: list[str], jobs: list[Accepted], installation: Installa
     flags = {each for each in arguments if each.startswith("-")}
     if flags - {"-o", "--oneliner", "-d", "--details", "-Q", "--quiet", "-V", "--version"}:
         return Answer(1, error='Try "scontrol --help" for more information\n')
-    if flags & {"-V", "--version"}:
-        return _version(installation)
+    said = Answer(0)
     match [each for each in arguments if not each.startswith("-")]:
+        case _ if flags & {"-V", "--version"}:
+            said = _version(installation)
         case ["ping"]:
-            return Answer(0, b"Slurmctld(primary) at node0 is UP\n")
+            said = Answer(0, b"Slurmctld(primary) at node0 is UP\n")
         case ["show", what, *more]:
-            return _scontrol_show(what, "".join(more), flags, jobs)
+            said = _scontrol_show(what, "".join(more), flags, jobs)
         case ["requeue", *numbers] if numbers:
-            return _requeue(",".join(numbers).split(","), jobs)
+            said = _requeue(",".join(numbers).split(","), jobs)
         case ["update" | "hold" | "release", *_]:
-            return Answer(0)
+            pass
         case words:
-            return Answer(1, error=f"invalid keyword: {' '.join(words)}\n")
+            said = Answer(1, error=f"invalid keyword: {' '.join(words)}\n")
+    return said
 
 
 def _scontrol_show(what: str, which: str, flags: set[str], jobs: list[Accepted]) -> Answer:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,13 +21,6 @@ SCRIPT = """#!/bin/bash
 true
 #SBATCH --job-name=too-late
 """
-
-
-@pytest.fixture
-def liar(tmp_path) -> Iterator[LyingScheduler]:
-    started = LyingScheduler(tmp_path).start()
-    yield started
-    started.close()
 
 
 def call(liar: LyingScheduler, *command: str, **options) -> subprocess.CompletedProcess[bytes]:

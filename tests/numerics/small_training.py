@@ -94,6 +94,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "digests": Digests(),
             "policies": Policies(config.health),
             "recorder": Recorder(config, ranks, Path(), device),
+            "fence": SimpleNamespace(stale=lambda: False),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

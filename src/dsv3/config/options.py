@@ -14,6 +14,8 @@ from dsv3.errors import ConfigError, Problem
 DEFAULTS_LIST = "config.yaml"
 RECIPE = "recipe"
 """The group of recipes: whole sweeps, and so no part of a configuration."""
+LAUNCHERS = "launchers"
+"""Templates and profiles of clusters, in a user's directory as in the repository."""
 FEW_LINES = 4
 
 
@@ -81,7 +83,8 @@ def _own_groups(config_dir: Path) -> list[str]:
         raise ConfigError(Problem(setting, rule, remedy))
     known = [*_groups(), RECIPE]
     groups = [group for group in known if (config_dir / group).is_dir()]
-    if not groups and not (config_dir / "base.yaml").is_file():
+    others = (config_dir / "base.yaml").is_file() or (config_dir / LAUNCHERS).is_dir()
+    if not groups and not others:
         rule = f"holds neither base.yaml nor one of the groups {listed(known)}"
         remedy = "an option of yours is DIR/GROUP/NAME.yaml, chosen by GROUP=NAME"
         raise ConfigError(Problem(setting, rule, remedy))

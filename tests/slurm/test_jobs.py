@@ -1,0 +1,227 @@
+"""Jobs on a real Slurm, in every way one may end; the ranks are stubs, everything else is real."""
+
+import json
+import subprocess
+
+import pytest
+
+from slurm.project import Project
+
+pytestmark = pytest.mark.slurm
+
+SLOW = {"STUB_STEPS": "40", "STUB_STEP_S": "0.25"}
+ENDLESS = {"STUB_STEPS": "100000", "STUB_STEP_S": "0.1"}
+
+
+@pytest.fixture
+def project(cluster, tmp_path):
+    made = Project(cluster, tmp_path)
+    made.profile()
+    made.prepare()
+    return made
+
+
+def only(entries):
+    [entry] = entries
+    assert entry["outcome"] == "handed in"
+    return entry["id"], entry["job"]
+
+
+def test_an_array_is_handed_in_once_and_only_what_is_missing_afterwards(project, cluster):
+    project.profile(environment=SLOW)
+    entries = project.train("-m", "seed=1,2,3", "launcher.parallel=2")
+    ids = [entry["id"] for entry in entries]
+    numbers = {entry["job"].partition("_")[0] for entry in entries}
+    assert len(numbers) == 1, "one array"
+    [array] = numbers
+    again = project.train("-m", "seed=1,2,3,4")
+    assert [entry["outcome"] for entry in again[:3]] == ["there already"] * 3
+    assert again[3]["outcome"] == "handed in"
+    project.wait_done(*ids, again[3]["id"])
+    assert [e["outcome"] for e in project.train("-m", "seed=1,2,3,4")] == ["done"] * 4
+    for entry in [*entries, again[3]]:
+        assert project.steps(entry["id"]) == list(range(1, 41))
+        assert project.status(entry["id"]) == "done"
+    assert cluster.details(f"{array}_0")["NumNodes"] == "2"
+    sweep = next((project.path / "sweeps").glob("*.json"))
+    assert "error" not in project.check("status", str(sweep))
+
+
+def test_a_preempted_job_saves_is_requeued_and_goes_on(project, cluster):
+    project.profile(environment=SLOW)
+    run, job = only(project.train())
+    project.wait_for(run, "checkpoint")
+    assert project.status(run) == "running"
+    whole = ["--nodes=2", f"--cpus-per-task={cluster.shape.cpus}", "--ntasks-per-node=1"]
+    cluster.sbatch("sleep 0.5", "--partition=high", *whole)
+    project.wait_for(run, "stopped")
+    cluster.wait_state(job, "PENDING", timeout_s=60)
+    assert project.status(run) == "queued"
+    project.wait_done(run)
+    assert project.steps(run) == list(range(1, 41))
+    starts = [event for event in project.events(run) if event["event"] == "started"]
+    stopped = next(event for event in project.events(run) if event["event"] == "stopped")
+    assert [start["step"] for start in starts] == [0, stopped["step"]]
+    assert cluster.details(job)["Restarts"] == "1"
+
+
+def test_a_requeue_by_hand_goes_on_from_the_last_checkpoint(project, cluster):
+    project.profile(environment=SLOW)
+    run, job = only(project.train())
+    project.wait_for(run, "checkpoint")
+    cluster.check("scontrol", "requeue", job)
+    project.wait_done(run)
+    assert project.steps(run) == list(range(1, 41))
+    assert project.count(run, "job_started") == 2
+
+
+def test_scancel_ends_a_run_and_it_is_handed_in_again_when_asked(project, cluster):
+    project.profile(environment=SLOW)
+    run, job = only(project.train())
+    project.wait_for(run, "checkpoint")
+    cluster.check("scancel", job)
+    assert cluster.wait_ended(job).state == "CANCELLED"
+    found = project.statuses()[run]
+    assert found["status"] == "stopped"
+    assert "cancelled" in found["job"]
+    project.profile()
+    again, second = only(project.train())
+    assert (again, second) != (run, job)
+    project.wait_done(run)
+
+
+def test_cancel_saves_a_running_job_and_takes_back_one_that_waits(project, cluster):
+    project.profile(environment=ENDLESS)
+    entries = project.train("-m", "seed=1,2", "launcher.parallel=1")
+    running, waiting = (entry["id"] for entry in entries)
+    project.wait_for(running, "checkpoint")
+    assert [project.status(running), project.status(waiting)] == ["running", "queued"]
+    sweep = next((project.path / "sweeps").glob("*.json"))
+    told = json.loads(project.check("cancel", str(sweep), "--json"))["cancelled"]
+    assert ["save and stop" in told[0]["said"], "taken back" in told[1]["said"]] == [True, True]
+    for entry in entries:
+        cluster.wait_ended(entry["job"])
+    assert project.count(running, "stopped") == 1
+    assert [project.status(running), project.status(waiting)] == ["stopped", "new"]
+    assert cluster.details(entries[0]["job"])["Restarts"] == "0"
+    project.profile()
+    project.check("resume", str(sweep), "--config-dir", "own")
+    project.wait_done(running, waiting)
+
+
+def test_a_node_that_fails_costs_what_came_after_the_last_checkpoint(project, cluster):
+    project.profile(environment=SLOW)
+    run, job = only(project.train())
+    project.wait_for(run, "checkpoint", times=2)
+    lost = cluster.nodes[1]
+    cluster.kill_node(lost)
+    cluster.wait_state(job, "PENDING", "RUNNING")
+    cluster.revive_node(lost)
+    project.wait_done(run, timeout_s=90)
+    assert project.steps(run) == list(range(1, 41))
+    assert project.count(run, "job_started") == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "status", "words"),
+    [
+        ("misconfigured", 2, "stopped", "is no layer of this model"),
+        ("defect", 70, "failed", "a defect of dsv3: ValueError: a defect of the stub"),
+    ],
+)
+def test_a_rank_that_raises_is_named_and_not_requeued(project, cluster, act, code, status, words):
+    project.profile(environment=SLOW | {"STUB_ACT": act, "STUB_RANK": "3", "STUB_AT": "6"})
+    run, job = only(project.train())
+    assert cluster.wait_ended(job).state == "FAILED"
+    assert cluster.details(job)["ExitCode"] == f"{code}:0"
+    found = project.statuses()[run]
+    assert (found["status"], cluster.details(job)["Restarts"]) == (status, "0")
+    assert words in found["failure"]
+    assert "rank 3" in project.output(run)
+
+
+def test_a_rank_that_dies_has_its_job_requeued_and_given_up_after_fruitless_starts(
+    project, cluster
+):
+    project.profile(environment=SLOW | {"STUB_ACT": "die", "STUB_RANK": "1", "STUB_AT": "2"})
+    run, job = only(project.train("launcher.fruitless_starts=2"))
+    assert cluster.wait_ended(job, timeout_s=90).state == "FAILED"
+    found = project.statuses()[run]
+    assert found["status"] == "failed"
+    assert "started 2 times without a new checkpoint" in found["failure"]
+    assert project.count(run, "job_started") == 2
+    entry = json.loads(project.dsv3(*project.asked())[1])["runs"][0]
+    assert entry["outcome"] == "failed before"
+    project.profile()
+    run, _ = only(project.train("--retry"))
+    project.wait_done(run)
+
+
+def test_a_job_that_slurm_refuses_is_told_and_leaves_no_doubt(project, cluster):
+    project.profile(partition="nowhere")
+    code, _, err = project.dsv3(*project.asked())
+    assert code == 3
+    assert "error[scheduler]: sbatch" in err
+    assert "nvalid partition" in err
+    said = project.dsv3(*project.asked("--dry-run"))[1]
+    assert "nvalid partition" in json.loads(said)["jobs"][0]["verdict"]
+    project.profile()
+    run, _ = only(project.train())
+    project.wait_done(run)
+
+
+def test_without_a_controller_nothing_is_lost_and_nothing_is_handed_in_twice(project, cluster):
+    run, job = only(project.train())
+    project.wait_done(run)
+    cluster.stop_controller()
+    found = project.statuses()[run]
+    assert found["status"] == "done"
+    code, _, err = project.dsv3(*project.asked("seed=2"))
+    assert code == 3
+    assert "error[scheduler]" in err
+    cluster.start_controller()
+    second, other = only(project.train("seed=2"))
+    project.wait_done(second)
+    assert {row.array for row in cluster.jobs() if row.array in {job[:-2], other[:-2]}} == {
+        job.partition("_")[0],
+        other.partition("_")[0],
+    }
+
+
+def test_a_full_disk_ends_a_job_with_its_name(project, cluster, small_disk):
+    project.profile(environment=SLOW)
+    root = f"run_root={small_disk.path / 'runs'}"
+    entry = project.train(root)[0]
+    run = small_disk.path / "runs" / entry["id"]
+    cluster.wait(lambda: (run / "metrics.jsonl").exists(), "the first step", 60)
+    small_disk.fill()
+    assert cluster.wait_ended(entry["job"], timeout_s=60).state == "FAILED"
+    said = json.loads(project.check("status", str(run), "--json"))["runs"][0]
+    assert said["status"] == "stopped"
+    assert "failed" in said["job"]
+    small_disk.free()
+    again = project.train(root)[0]
+    assert again["outcome"] == "handed in"
+    cluster.wait(lambda: (run / "DONE").exists(), "the run to end", 60)
+
+
+def test_a_job_that_comes_late_finds_that_its_run_is_anothers(project, cluster):
+    """The same script handed in twice by hand, and one of an array that was replaced."""
+    project.profile(environment=SLOW)
+    run, job = only(project.train())
+    project.wait_for(run, "checkpoint")
+    place = json.loads((project.path / "runs" / run / "job.json").read_text())
+    script = project.path / "runs" / ".jobs" / place["key"] / "job.sh"
+    twin = subprocess.run(
+        ["sbatch", "--parsable", script.name],
+        cwd=script.parent,
+        env=cluster._env(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert cluster.wait_ended(f"{twin}_0").state == "COMPLETED"
+    assert "has it already; nothing is started" in project.output(run)
+    project.wait_done(run)
+    assert project.count(run, "job_started") == 1
+    assert cluster.job(job).array != twin

@@ -13,22 +13,36 @@ from pathlib import Path
 
 from slurm.cluster import Cluster
 from slurm.processes import with_environment
-from slurm.project import LAYOUT, Project
+from slurm.project import Project
 
-STEPS = 120
+STEPS = 60
 PATIENCE_S = 300
 RECIPE = ["recipe=table5_balance", "seed=1"]
-# What a stopped rank would be taken for otherwise: one that hangs.
-OPTIONS = ["run.digests=true", "run.heartbeat_timeout=1000"]
+WORDS = [
+    "run.digests=true",
+    "checkpoint.every_steps=10",
+    "evaluation.every_steps=30",
+    # What a stopped rank would be taken for otherwise: one that hangs.
+    "run.heartbeat_timeout=1000",
+]
 WORKER = b"dsv3.train.worker"
+
+
+def project_at(cluster: Cluster, path: Path, like: Project | None = None) -> Project:
+    """A directory to work in, with a text of its own, prepared, or that of another project."""
+    project = Project(cluster, path, steps=STEPS)
+    if like is None:
+        project.prepare()
+        project.words += WORDS
+    else:
+        project.words = like.words
+    return project
 
 
 def references(project: Project, *words: str) -> dict[str, bytes]:
     """By run, the digests of runs that nothing happened to, trained without a cluster."""
-    there = ["run_root=reference", "sweep_root=reference-sweeps"]
-    project.check(
-        "train", *project.words, *OPTIONS, LAYOUT, "launcher.parallel=null", *words, *there
-    )
+    there = ["run_root=reference", "sweep_root=reference-sweeps", "launcher.parallel=2"]
+    project.check("train", *project.words, *words, *there)
     return digests(project.path / "reference")
 
 
@@ -51,19 +65,15 @@ class Held:
         for pid in self.pids:
             os.kill(pid, signal.SIGSTOP)
 
-    def wait_for_signal(self, number: signal.Signals, timeout_s: float = PATIENCE_S) -> None:
-        """Until every rank has been sent a signal, which it takes once it goes on."""
-        self._cluster.wait(
-            lambda: all(self.has_been_sent(pid, number) for pid in self.pids),
-            f"{number.name} to every rank of job {self.raw}",
-            timeout_s,
-        )
+    def sent(self, number: signal.Signals, *, to_all: bool = False) -> bool:
+        """Whether a signal waits for any of them, or for all; they take it once they go on."""
+        waits = [_is_pending(pid, number) for pid in self.pids]
+        return all(waits) if to_all else any(waits)
 
-    def has_been_sent(self, pid: int, number: signal.Signals) -> bool:
-        """Whether a signal waits for this rank."""
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        [pending] = [line.split()[1] for line in lines if line.startswith("ShdPnd:")]
-        return bool(int(pending, 16) >> (number - 1) & 1)
+    def wait_for_signal(self, number: signal.Signals) -> None:
+        """Until every rank has been sent a signal."""
+        what = f"{number.name} to every rank of job {self.raw}"
+        self._cluster.wait(lambda: self.sent(number, to_all=True), what, PATIENCE_S)
 
     def release(self) -> None:
         """Let them go on."""
@@ -78,6 +88,12 @@ class Held:
             for pid in with_environment(job)
             if WORKER in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [pending] = [line.split()[1] for line in lines if line.startswith("ShdPnd:")]
+    return bool(int(pending, 16) >> (number - 1) & 1)
 
 
 @contextlib.contextmanager

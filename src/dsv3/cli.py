@@ -253,9 +253,20 @@ def data_inspect(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> int:
+def doctor(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="launcher=slurm launcher.profile=NAME looks at nodes of that cluster, too.",
+            show_default=False,
+        ),
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
     """Look at this machine: what is installed, what it can run."""
-    return _call("doctor", "doctor", as_json=as_json)
+    return _call("doctor", "doctor", overrides or [], config_dir=config_dir, as_json=as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a user has on the test cluster: a directory with text, a profile, runs, and the command line."""
+"""What a user has on the test cluster: a directory with text, a profile, runs, the command line."""
 
 import json
 import os
@@ -37,8 +37,7 @@ class Project:
             "environment": {},
         }
         known |= keys
-        stub = {"PYTHONPATH": str(STUB), "STUB_RANKS": "1"}
-        known["environment"] = {k: str(v) for k, v in (stub | known["environment"]).items()}
+        known["environment"] = {"PYTHONPATH": str(STUB), "STUB_RANKS": "1"} | known["environment"]
         path = self.path / "own" / "launchers" / "profiles" / f"{name}.yaml"
         path.write_text(yaml.safe_dump(known))
 
@@ -100,6 +99,12 @@ class Project:
         """Wait until something has happened to a run so often."""
         what = f"{times} x {name} in {[event['event'] for event in self.events(run)]}"
         self.cluster.wait(lambda: self.count(run, name) >= times, what, timeout_s)
+
+    def wait_any(self, runs: list[str], name: str, timeout_s: float = 60) -> str:
+        """Wait until something has happened to one of these runs; which."""
+        what = f"{name} of {runs}"
+        self.cluster.wait(lambda: any(self.count(run, name) for run in runs), what, timeout_s)
+        return next(run for run in runs if self.count(run, name))
 
     def wait_done(self, *runs: str, timeout_s: float = 60) -> None:
         """Wait until these runs have a result."""

@@ -9,7 +9,7 @@ from slurm.project import Project
 
 pytestmark = pytest.mark.slurm
 
-SLOW = {"STUB_STEPS": "40", "STUB_STEP_S": "0.25"}
+SLOW = {"STUB_STEPS": "40", "STUB_STEP_S": "0.2"}
 ENDLESS = {"STUB_STEPS": "100000", "STUB_STEP_S": "0.1"}
 
 
@@ -35,7 +35,7 @@ def test_an_array_is_handed_in_once_and_only_what_is_missing_afterwards(project,
     assert len(numbers) == 1, "one array"
     [array] = numbers
     again = project.train("-m", "seed=1,2,3,4")
-    assert [entry["outcome"] for entry in again[:3]] == ["there already"] * 3
+    assert {entry["outcome"] for entry in again[:3]} <= {"there already", "done"}
     assert again[3]["outcome"] == "handed in"
     project.wait_done(*ids, again[3]["id"])
     assert [e["outcome"] for e in project.train("-m", "seed=1,2,3,4")] == ["done"] * 4
@@ -122,38 +122,32 @@ def test_a_node_that_fails_costs_what_came_after_the_last_checkpoint(project, cl
     assert project.count(run, "job_started") == 2
 
 
-@pytest.mark.parametrize(
-    ("act", "code", "status", "words"),
-    [
-        ("misconfigured", 2, "stopped", "is no layer of this model"),
-        ("defect", 70, "failed", "a defect of dsv3: ValueError: a defect of the stub"),
-    ],
-)
-def test_a_rank_that_raises_is_named_and_not_requeued(project, cluster, act, code, status, words):
-    project.profile(environment=SLOW | {"STUB_ACT": act, "STUB_RANK": "3", "STUB_AT": "6"})
-    run, job = only(project.train())
-    assert cluster.wait_ended(job).state == "FAILED"
-    assert cluster.details(job)["ExitCode"] == f"{code}:0"
-    found = project.statuses()[run]
-    assert (found["status"], cluster.details(job)["Restarts"]) == (status, "0")
-    assert words in found["failure"]
-    assert "rank 3" in project.output(run)
+ENDINGS = {
+    "misconfigured": ("3", "6", 2, "stopped", "is no layer of this model"),
+    "defect": ("3", "6", 70, "failed", "a defect of dsv3: ValueError: a defect of the stub"),
+    "die": ("0", "1", 8, "failed", "started 2 times without a new checkpoint"),
+}
 
 
-def test_a_rank_that_dies_has_its_job_requeued_and_given_up_after_fruitless_starts(
-    project, cluster
-):
-    project.profile(environment=SLOW | {"STUB_ACT": "die", "STUB_RANK": "1", "STUB_AT": "2"})
-    run, job = only(project.train("launcher.fruitless_starts=2"))
-    assert cluster.wait_ended(job, timeout_s=90).state == "FAILED"
-    found = project.statuses()[run]
-    assert found["status"] == "failed"
-    assert "started 2 times without a new checkpoint" in found["failure"]
-    assert project.count(run, "job_started") == 2
-    entry = json.loads(project.dsv3(*project.asked())[1])["runs"][0]
-    assert entry["outcome"] == "failed before"
-    project.profile()
-    run, _ = only(project.train("--retry"))
+def test_what_a_rank_dies_of_is_named_and_only_what_may_pass_is_requeued(project, cluster):
+    """A configuration is not tried again, nor a defect; a dead rank is, but not for ever."""
+    jobs = {}
+    for seed, (act, (rank, step, *_)) in enumerate(ENDINGS.items(), start=1):
+        acts = {"STUB_ACT": act, "STUB_RANK": rank, "STUB_AT": step}
+        project.profile(act, environment=SLOW | acts)
+        entries = project.train(f"seed={seed}", "launcher.fruitless_starts=2", profile=act)
+        jobs[act] = only(entries)
+    for act, (rank, _, code, status, words) in ENDINGS.items():
+        run, job = jobs[act]
+        assert cluster.wait_ended(job, timeout_s=90).state == "FAILED"
+        assert cluster.details(job)["ExitCode"] == f"{code}:0"
+        assert cluster.details(job)["Restarts"] == ("1" if act == "die" else "0")
+        found = project.statuses()[run]
+        assert (found["status"], words in found["failure"]) == (status, True)
+        assert f"rank {rank}" in project.output(run)
+    code, out, _ = project.dsv3(*project.asked("seed=3"))
+    assert (code, json.loads(out)["runs"][0]["outcome"]) == (8, "failed before")
+    run, _ = only(project.train("--retry", "seed=3"))
     project.wait_done(run)
 
 
@@ -193,7 +187,8 @@ def test_a_full_disk_ends_a_job_with_its_name(project, cluster, small_disk):
     root = f"run_root={small_disk.path / 'runs'}"
     entry = project.train(root)[0]
     run = small_disk.path / "runs" / entry["id"]
-    cluster.wait(lambda: (run / "metrics.jsonl").exists(), "the first step", 60)
+    metrics = run / "metrics.jsonl"
+    cluster.wait(lambda: metrics.exists() and metrics.stat().st_size > 0, "the first step", 60)
     small_disk.fill()
     assert cluster.wait_ended(entry["job"], timeout_s=60).state == "FAILED"
     said = json.loads(project.check("status", str(run), "--json"))["runs"][0]

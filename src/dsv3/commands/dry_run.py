@@ -3,7 +3,7 @@
 from typing import Any
 
 from dsv3.commands.console import write, write_json, write_table
-from dsv3.commands.handing import print_scripts, scripts
+from dsv3.commands.handing import print_scripts, verdicts
 from dsv3.launch.launcher import ClusterLauncher, Launcher
 from dsv3.plan.description import describe
 from dsv3.plan.parameters import count_parameters
@@ -25,15 +25,19 @@ def print_dry_run(sweep: Sweep, launcher: Launcher, *, as_json: bool) -> None:
         _write_runs(sweep)
         _write_derived(sweep)
     if isinstance(launcher, ClusterLauncher):
-        print_scripts(launcher, sweep.arms, sweep.name)
+        print_scripts(launcher, [arm.config for arm in sweep.arms], sweep.name)
     write(f"{plural(len(sweep.arms), 'run')}; nothing was started")
 
 
 def _jobs(sweep: Sweep, launcher: Launcher) -> dict[str, Any]:
     if not isinstance(launcher, ClusterLauncher):
         return {}
-    found = scripts(launcher, sweep.arms, sweep.name)
-    return {"jobs": [{"script": text, "verdict": verdict} for text, verdict in found]}
+    found = verdicts(launcher, [arm.config for arm in sweep.arms], sweep.name)
+    return {
+        "jobs": [
+            {"script": text, "verdict": verdict, "taken": taken} for text, verdict, taken in found
+        ]
+    }
 
 
 def _record(sweep: Sweep) -> dict[str, Any]:

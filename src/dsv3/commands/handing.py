@@ -8,10 +8,11 @@ from typing import Any
 
 from dsv3.commands import console
 from dsv3.commands.ending import say_failed_before
+from dsv3.config.root import RunConfig
 from dsv3.errors import Dsv3Error
 from dsv3.launch.handing import Handed, hand_in_runs
 from dsv3.launch.launcher import ClusterLauncher
-from dsv3.launch.submission import new_key
+from dsv3.launch.submission import jobs_root, new_key
 from dsv3.plan.quantities import plural
 from dsv3.runs.directory import RunDirectory
 from dsv3.sweep.arms import Arm
@@ -53,28 +54,28 @@ def hand_in(
     return exit_code_of(codes, len(codes), None)
 
 
-def print_scripts(launcher: ClusterLauncher, arms: Sequence[Arm], name: str) -> None:
+def print_scripts(launcher: ClusterLauncher, configs: Sequence[RunConfig], name: str) -> None:
     """Print the script of every array, and what the scheduler says to it; nothing is handed in."""
-    for text, verdict in scripts(launcher, arms, name):
+    for text, verdict, _ in verdicts(launcher, configs, name):
         console.write(f"\n{text}")
         console.write(f"{launcher.scheduler.name} says: {verdict}")
 
 
-def scripts(launcher: ClusterLauncher, arms: Sequence[Arm], name: str) -> list[tuple[str, str]]:
-    """The script of every array and the scheduler's verdict, also where that is an error."""
-    found: list[tuple[str, str]] = []
-    for array in launcher.arrays([arm.config for arm in arms], name):
-        root = RunDirectory.of(arms[0].config).path.absolute().parent
+def verdicts(
+    launcher: ClusterLauncher, configs: Sequence[RunConfig], name: str
+) -> list[tuple[str, str, bool]]:
+    """The script of every array, the scheduler's verdict, and whether it would take it."""
+    found: list[tuple[str, str, bool]] = []
+    for array in launcher.arrays(configs, name):
         key = new_key()
-        text = array.script(key, root / ".jobs" / key)
+        text = array.script(key, jobs_root(RunDirectory.of(configs[0])) / key)
         with tempfile.TemporaryDirectory() as directory:
             script = Path(directory) / "job.sh"
             script.write_text(text, encoding="utf-8")
             try:
-                verdict = launcher.scheduler.verdict(script)
+                found.append((text, launcher.scheduler.verdict(script), True))
             except Dsv3Error as error:
-                verdict = "; ".join(map(str, error.problems))
-        found.append((text, verdict))
+                found.append((text, "; ".join(map(str, error.problems)), False))
     return found
 
 

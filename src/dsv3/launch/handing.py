@@ -49,6 +49,8 @@ def hand_in_runs(
     with handing_in(runs[0][0].path.absolute().parent, patience):
         settled = _settled(launcher, [run for run, _ in runs], patience, retry=retry)
         missing = [pair for pair in runs if pair[0].path not in settled]
+        if missing:  # whoever does not answer is not asked for more: that would leave doubt
+            launcher.scheduler.jobs([new_key()])
         for array in launcher.arrays([config for _, config in missing], name):
             members = [missing[number] for number in array.runs]
             submission = _write(launcher, members, array.script)

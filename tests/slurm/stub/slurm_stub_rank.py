@@ -1,4 +1,4 @@
-"""A rank of a job that only counts; its place, lock, signals, files and end are those of a real one.
+"""A rank of a job that only counts; place, lock, signals, files and end are those of a real one.
 
 The first rank counts, saves every SAVE_EVERY steps and goes on from there; the others keep it
 company. STUB_STEPS, STUB_STEP_S: how long. What rank STUB_RANK does in step STUB_AT, at the first
@@ -19,7 +19,10 @@ from dsv3.train import worker
 from dsv3.train.signals import stopped_by_signal
 
 SAVE_EVERY = 4
-STEPS, STEP_S = int(os.environ.get("STUB_STEPS", "20")), float(os.environ.get("STUB_STEP_S", "0.02"))
+STEPS, STEP_S = (
+    int(os.environ.get("STUB_STEPS", "20")),
+    float(os.environ.get("STUB_STEP_S", "0.02")),
+)
 
 
 def train_attempt(run, arguments, stop, lock, heartbeat):
@@ -32,7 +35,9 @@ def train_attempt(run, arguments, stop, lock, heartbeat):
     frozen = run.provenance()
     record = {key: frozen[key] for key in ("data_fingerprint", "numerics_version")}
     attempt = run.begin_attempt(lock, config, Provenance(record, ""))
-    begin = max((int(path.name.removeprefix("step-")) for path in run.checkpoints.iterdir()), default=0)
+    begin = max(
+        (int(path.name.removeprefix("step-")) for path in run.checkpoints.iterdir()), default=0
+    )
     with (
         EventLog(run.events_path) as events,
         MetricsLog(run.metrics_path, last_step=begin) as metrics,

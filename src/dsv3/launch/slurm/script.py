@@ -41,7 +41,7 @@ def render(
     """
     last = runs - 1
     throttle = f"%{shape.parallel}" if shape.parallel and shape.parallel < runs else ""
-    container_options = _container_options(profile, directory)
+    container = container_options(profile, directory)
     values: dict[str, Any] = {
         "version": dsv3.__version__,
         "profile_name": names["profile"],
@@ -54,8 +54,8 @@ def render(
         "profile": profile,
         "submission": submission,
         "directory": directory,
-        "container_options": container_options,
-        "srun_options": [*container_options, *profile.srun_options],
+        "container_options": container,
+        "srun_options": [*container, *profile.srun_options],
         "python": profile.python or sys.executable,
         "nothing_to_do": NOTHING_TO_DO,
         "no_master": NO_MASTER,
@@ -66,7 +66,7 @@ def render(
         text = _environment(config_dir).get_template(profile.template).render(values)
     except jinja2.TemplateNotFound as error:
         places = ", ".join(map(str, launcher_directories(config_dir)))
-        raise ConfigError(Problem(setting, f"there is no {error} in {places}")) from None
+        raise ConfigError(Problem(setting, f"there is no {error.name} in {places}")) from None
     except jinja2.TemplateError as error:
         raise ConfigError(Problem(setting, str(error), "see launchers/README.md")) from None
     if len(text.encode()) > MAX_SCRIPT_BYTES:
@@ -111,7 +111,8 @@ def _environment(config_dir: Path | None) -> jinja2.Environment:
     return environment
 
 
-def _container_options(profile: Profile, directory: Path) -> list[str]:
+def container_options(profile: Profile, directory: Path) -> list[str]:
+    """What srun is told of the container: an option of its own, which sbatch would refuse."""
     container = profile.container
     if container is None:
         return []

@@ -11,6 +11,7 @@ import pytest
 
 from slurm.cluster import Cluster
 from slurm.configuration import Shape
+from slurm.lying_scheduler import LyingScheduler
 from slurm.small_disk import SmallDisk
 
 # Read before any fixture clears the project's variables.
@@ -49,3 +50,13 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     disk = SmallDisk(tmp_path / "small", SMALL_DISK_MB)
     yield disk
     disk.close()
+
+
+@pytest.fixture
+def liar(tmp_path: Path) -> Iterator[LyingScheduler]:
+    """A scheduler that tells the truth until its `lies` or `will` say otherwise."""
+    directory = tmp_path / "liar"
+    directory.mkdir()
+    started = LyingScheduler(directory).start()
+    yield started
+    started.close()

@@ -45,7 +45,10 @@ def test_an_array_runs_on_two_nodes_with_its_own_gpus(cluster):
 
 
 def test_usr1_before_the_time_limit_and_on_preemption_which_requeues(cluster):
-    """The limit is looked at every 30 s, so both at once. A script that ends first is not requeued."""
+    """Both at once, for limits are looked at every 30 s.
+
+    A preempted script that ends by itself is not requeued, so it asks for that, and waits.
+    """
     limited = cluster.sbatch(STEP_ON_ALL, "--time=1", "--signal=USR1@50", "--nodes=2")
     body = f"{STEP_ON_ALL}\n[ $? = 85 ] && scontrol requeue $SLURM_JOB_ID && sleep 60"
     all_gpus = ["--nodes=2", f"--gpus-per-node={cluster.shape.gpus}"]

@@ -102,14 +102,16 @@ def hand_in(scheduler: Scheduler, submission: Submission, patience: Patience) ->
             refused = error
         # Its word alone is worth neither a job that runs twice nor one that never does: its answer
         # to the key decides. What it refuses it has looked at, and will not take later.
-        jobs = _settled(scheduler, submission, 0 if refused else patience.settle_s, patience)
+        settle_s = 0 if refused else patience.settle_s
+        jobs = _settled(scheduler, submission, settle_s, patience)
         if jobs:
             submission.mark_taken(_array(jobs[0]))
             return _array(jobs[0])
         if refused is not None:
             submission.mark_refused()
             raise refused
-    rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {'; '.join(map(str, said))}"
+    why = "; ".join(map(str, said))
+    rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {why}"
     remedy = "ask for the same again later: what was taken is not handed in twice"
     raise SchedulerError(Problem("", rule, remedy))
 

@@ -121,8 +121,8 @@ def _settled(
 ) -> list[Job]:
     """The jobs of an array, looked for until `seconds` have passed.
 
-    Empty if the scheduler, in an answer after that, knows of none. Raises SchedulerError if there is
-    no such answer.
+    Empty if the scheduler, in an answer after that, knows of none. Raises SchedulerError if there
+    is no such answer.
     """
     deadline_s = patience.clock() + seconds
     pause_s = _FIRST_PAUSE_S

@@ -90,29 +90,28 @@ def hand_in(scheduler: Scheduler, submission: Submission, patience: Patience) ->
     again, its runs are looked for before they are handed in anew.
     """
     submission.mark_asked()
-    for tries_left in reversed(range(_TRIES)):
+    said: tuple[Problem, ...] = ()
+    for _ in range(_TRIES):
+        refused = None
         try:
-            array = scheduler.submit(submission.script, submission.key)
+            number = scheduler.submit(submission.script, submission.key)
+            said = (Problem("", f"it said {number}, and knows of no such jobs"),)
         except DoubtError as doubt:
-            jobs = _settled(scheduler, submission, patience.settle_s, patience)
-            if not jobs and tries_left:
-                continue
-            if not jobs:
-                said = "; ".join(map(str, doubt.problems))
-                rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {said}"
-                remedy = "ask for the same again later: what was taken is not handed in twice"
-                raise SchedulerError(Problem("", rule, remedy)) from doubt
-            array = _array(jobs[0])
-        except SchedulerError:
-            # For certain, it said; but its word is not worth a job that runs twice.
-            jobs = scheduler.jobs([submission.key])
-            if not jobs:
-                submission.mark_refused()
-                raise
-            array = _array(jobs[0])
-        submission.mark_taken(array)
-        return array
-    raise AssertionError("the last try returns or raises")
+            said = doubt.problems
+        except SchedulerError as error:
+            refused = error
+        # Its word alone is worth neither a job that runs twice nor one that never does: its answer
+        # to the key decides. What it refuses it has looked at, and will not take later.
+        jobs = _settled(scheduler, submission, 0 if refused else patience.settle_s, patience)
+        if jobs:
+            submission.mark_taken(_array(jobs[0]))
+            return _array(jobs[0])
+        if refused is not None:
+            submission.mark_refused()
+            raise refused
+    rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {'; '.join(map(str, said))}"
+    remedy = "ask for the same again later: what was taken is not handed in twice"
+    raise SchedulerError(Problem("", rule, remedy))
 
 
 def _settled(
@@ -120,7 +119,7 @@ def _settled(
 ) -> list[Job]:
     """The jobs of an array, looked for until `seconds` have passed.
 
-    None if the scheduler, in an answer after that, knows of none. Raises SchedulerError if there is
+    Empty if the scheduler, in an answer after that, knows of none. Raises SchedulerError if there is
     no such answer.
     """
     deadline_s = patience.clock() + seconds

@@ -38,13 +38,16 @@ class ClusterError(RuntimeError):
 
 
 class Cluster:
-    """A cluster below `base`; nothing is started by making one."""
+    """A cluster below `base`; nothing is started by making one.
 
-    def __init__(self, base: Path, shape: Shape | None = None) -> None:
+    It ends with this process, unless it is to `stay` until `down`.
+    """
+
+    def __init__(self, base: Path, shape: Shape | None = None, *, stay: bool = False) -> None:
         self.base = base
         self.shape = shape or Shape()
         self.conf = base / "etc" / "slurm.conf"
-        self._daemons = Daemons(base / "run" / "daemons.json")
+        self._daemons = Daemons(base / "run" / "daemons.json", stay=stay)
 
     @property
     def nodes(self) -> list[str]:
@@ -306,7 +309,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--nodes", type=int, default=2)
     parsed = parser.parse_args(argv)
-    cluster = Cluster(parsed.directory.resolve(), Shape(nodes=parsed.nodes))
+    cluster = Cluster(parsed.directory.resolve(), Shape(nodes=parsed.nodes), stay=True)
     if parsed.verb == "down":
         cluster.down()
         return 0

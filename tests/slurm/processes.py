@@ -1,6 +1,7 @@
 """Processes that a cluster started: found by pid and start time, never by name."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 POLL_S = 0.02
+SET_PDEATHSIG = 1
+libc = ctypes.CDLL(None)
 
 
 def started_at(pid: int) -> int | None:
@@ -21,10 +24,14 @@ def started_at(pid: int) -> int | None:
 
 
 class Daemons:
-    """Daemons by name, in a file, so that another process can end exactly these."""
+    """Daemons by name, in a file, so that another process can end exactly these.
 
-    def __init__(self, path: Path) -> None:
+    Unless they are to `stay`, they die with the process that started them, however it ends.
+    """
+
+    def __init__(self, path: Path, *, stay: bool = False) -> None:
         self._path = path
+        self._stay = stay
 
     def start(self, name: str, command: list[str], env: dict[str, str], log: Path) -> None:
         """Start a daemon in the foreground of a session of its own."""
@@ -36,6 +43,7 @@ class Daemons:
                 stderr=subprocess.STDOUT,
                 env=env,
                 start_new_session=True,
+                preexec_fn=None if self._stay else _die_with_parent,
             )
         born = started_at(process.pid)
         self._write(self._read() | {name: [process.pid, born or 0]})
@@ -75,6 +83,10 @@ class Daemons:
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(daemons))
         new.rename(self._path)
+
+
+def _die_with_parent() -> None:
+    libc.prctl(SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _wait_gone(pid: int, born: int, patience_s: float) -> None:

@@ -49,7 +49,7 @@ class Project:
             env={**os.environ, **self.cluster.env, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         return done.returncode, done.stdout, done.stderr
 

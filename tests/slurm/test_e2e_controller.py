@@ -37,7 +37,7 @@ def test_a_job_that_is_taken_after_sbatch_gave_up_is_handed_in_once(project, clu
 def test_without_a_controller_a_command_ends_with_its_name_and_is_asked_again(project, cluster):
     cluster.stop_controller()
     code, out, err = project.dsv3(*project.asked())
-    assert (code, out) == (3, "")
+    assert (code, json.loads(out)["error"]["id"]) == (3, "scheduler")
     assert "error[scheduler]" in err
     assert "Unable to contact slurm controller" in err
     cluster.start_controller()

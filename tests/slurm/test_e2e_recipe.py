@@ -23,6 +23,11 @@ def prepared(started_cluster, tmp_path_factory):
     return project_at(started_cluster, tmp_path_factory.mktemp("prepared"))
 
 
+@pytest.fixture(scope="module")
+def wanted_ep2(prepared):
+    return references(prepared, "parallelism=ep2")
+
+
 @pytest.fixture
 def project(cluster, prepared, tmp_path):
     """A directory of its own for every test, with the same text."""
@@ -84,9 +89,8 @@ def test_a_preempted_run_and_one_at_its_time_limit_are_requeued_and_end_exactly(
     assert len(cluster.jobs()) == known
 
 
-def test_a_lost_node_a_requeue_and_a_cancelled_job_cost_no_step(project, cluster):
+def test_a_lost_node_a_requeue_and_a_cancelled_job_cost_no_step(project, cluster, wanted_ep2):
     project.profile("one_each", **ONE_EACH)
-    wanted = references(project, "parallelism=ep2")
     asked = ["parallelism=ep2"]
     [entry] = project.train(*asked, profile="one_each")
     run, job = entry["id"], entry["job"]
@@ -107,7 +111,7 @@ def test_a_lost_node_a_requeue_and_a_cancelled_job_cost_no_step(project, cluster
     assert entry["outcome"] == "handed in"
     assert entry["job"] != job
     project.wait_done(run, timeout_s=PATIENCE_S)
-    assert digests(project.path / "runs") == wanted
+    assert digests(project.path / "runs") == wanted_ep2
     assert project.status(run) == "done"
     steps = project.steps(run)
     assert steps == sorted(set(steps)), "every step once"
@@ -128,9 +132,10 @@ def test_ranks_whose_numbers_are_none_end_their_job_for_good(project, cluster):
     assert (code, json.loads(out)["runs"][0]["outcome"]) == (5, "failed before")
 
 
-def test_a_disk_that_fills_under_ranks_costs_nothing_but_time(project, cluster, small_disk):
+def test_a_disk_that_fills_under_ranks_costs_nothing_but_time(
+    project, cluster, small_disk, wanted_ep2
+):
     project.profile("one_each", **ONE_EACH)
-    wanted = references(project, "parallelism=ep2")
     (project.path / "runs").symlink_to(small_disk.path)
     [entry] = project.train("parallelism=ep2", profile="one_each")
     run, job = entry["id"], entry["job"]
@@ -144,4 +149,4 @@ def test_a_disk_that_fills_under_ranks_costs_nothing_but_time(project, cluster, 
     [entry] = project.train("parallelism=ep2", "--retry", profile="one_each")
     assert entry["outcome"] == "handed in"
     project.wait_done(run, timeout_s=PATIENCE_S)
-    assert digests(project.path / "runs") == wanted
+    assert digests(project.path / "runs") == wanted_ep2

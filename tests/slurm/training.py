@@ -16,7 +16,7 @@ from slurm.processes import with_environment
 from slurm.project import Project
 
 STEPS = 60
-PATIENCE_S = 300
+PATIENCE_S = 900
 RECIPE = ["recipe=table5_balance", "seed=1"]
 WORDS = [
     "run.digests=true",

@@ -164,24 +164,6 @@ def test_a_job_that_slurm_refuses_is_told_and_leaves_no_doubt(project, cluster):
     project.wait_done(run)
 
 
-def test_without_a_controller_nothing_is_lost_and_nothing_is_handed_in_twice(project, cluster):
-    run, job = only(project.train())
-    project.wait_done(run)
-    cluster.stop_controller()
-    found = project.statuses()[run]
-    assert found["status"] == "done"
-    code, _, err = project.dsv3(*project.asked("seed=2"))
-    assert code == 3
-    assert "error[scheduler]" in err
-    cluster.start_controller()
-    second, other = only(project.train("seed=2"))
-    project.wait_done(second)
-    assert {row.array for row in cluster.jobs() if row.array in {job[:-2], other[:-2]}} == {
-        job.partition("_")[0],
-        other.partition("_")[0],
-    }
-
-
 def test_a_full_disk_ends_a_job_with_its_name(project, cluster, small_disk):
     project.profile(environment=SLOW)
     root = f"run_root={small_disk.path / 'runs'}"

@@ -102,14 +102,16 @@ def hand_in(scheduler: Scheduler, submission: Submission, patience: Patience) ->
             refused = error
         # Its word alone is worth neither a job that runs twice nor one that never does: its answer
         # to the key decides. What it refuses it has looked at, and will not take later.
-        jobs = _settled(scheduler, submission, 0 if refused else patience.settle_s, patience)
+        settle_s = 0 if refused else patience.settle_s
+        jobs = _settled(scheduler, submission, settle_s, patience)
         if jobs:
             submission.mark_taken(_array(jobs[0]))
             return _array(jobs[0])
         if refused is not None:
             submission.mark_refused()
             raise refused
-    rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {'; '.join(map(str, said))}"
+    why = "; ".join(map(str, said))
+    rule = f"{scheduler.name} did not take the jobs in {_TRIES} tries: {why}"
     remedy = "ask for the same again later: what was taken is not handed in twice"
     raise SchedulerError(Problem("", rule, remedy))
 
@@ -119,8 +121,8 @@ def _settled(
 ) -> list[Job]:
     """The jobs of an array, looked for until `seconds` have passed.
 
-    Empty if the scheduler, in an answer after that, knows of none. Raises SchedulerError if there is
-    no such answer.
+    Empty if the scheduler, in an answer after that, knows of none. Raises SchedulerError if there
+    is no such answer.
     """
     deadline_s = patience.clock() + seconds
     pause_s = _FIRST_PAUSE_S

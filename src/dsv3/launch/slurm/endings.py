@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from dsv3.errors import Dsv3Error
-from dsv3.launch.group import Ending, Member
+from dsv3.errors import Dsv3Error, RankLostError
+from dsv3.launch.group import GOOD, Ending, Member
 from dsv3.launch.process import Process
 from dsv3.launch.stacks import Frame, Whereabouts
 from dsv3.launch.watchdog import Silence
@@ -56,11 +56,17 @@ def read_endings(directory: Path) -> Ending:
     """What the ranks of a start said, in the order in which they did.
 
     A file that cannot be read says nothing. Of ranks that were silent the first is the lost one.
+    Once one has ended badly srun ends the others: who dies without a word after it is its victim.
     """
     found = Ending()
     records = [_read(path) for path in directory.glob("rank-*.json")]
+    has_ended_badly = False
     for record in sorted(filter(None, records), key=lambda record: record["at"]):
-        found.members.append(_member(record))
+        member = _member(record)
+        if has_ended_badly and member.failure is None:
+            member.killed_by_launcher = True
+        has_ended_badly = has_ended_badly or _ends_others(member)
+        found.members.append(member)
         silence = record["silence"]
         if silence is not None and found.silence is None:
             rank = record["rank"]
@@ -68,6 +74,16 @@ def read_endings(directory: Path) -> Ending:
             frames = tuple(Frame(**frame) for frame in silence["frames"])
             found.whereabouts[rank] = Whereabouts(silence["state"], frames, Path(silence["file"]))
     return found
+
+
+def _ends_others(member: Member) -> bool:
+    """Whether this was no consequence of another end: who lost touch may be told before the dead.
+
+    Nor is it one to have saved and stopped.
+    """
+    if member.failure is None:
+        return True
+    return member.failure.error.exit_code not in (*GOOD, RankLostError.exit_code)
 
 
 def _member(record: Mapping[str, Any]) -> Member:

@@ -32,7 +32,7 @@ test: $(STAMP)  ## Run all tests but those of `make faults`
 
 # As root on Debian or Ubuntu, where it installs slurm-wlm and munge if they are missing; fails elsewhere.
 test-slurm: $(STAMP)  ## Run the tests that need a Slurm on one that they start here
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm -m slurm $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm -m slurm -o faulthandler_timeout=900 $(PYTEST_ARGS)
 
 faults: $(STAMP)  ## Run the long fault tests, an hour or two: 300 kills and more
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s -o faulthandler_timeout=0 $(PYTEST_ARGS)

@@ -193,18 +193,21 @@ class Cluster:
         self.thaw_controller()
         self.run("scancel", "--user=root")
         for node in self.nodes:
+            kill(self._tasks_of(node))  # they may wait for TERM to be over, or be orphans
             if not self._daemons.running(node):
                 self.start_node(node)
             if "d" in self.node_state(node).replace("idle", "").replace("allocated", ""):
                 # Down or drained: by the test, or by Slurm, after a controller that forgot a job.
                 self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        self.wait(self._all_idle, "every node to be idle", START_S)
+        self.wait(self._all_idle, "every node to be idle", 2 * START_S)
 
     def _of_node(self, node: str) -> list[int]:
         """Processes of jobs on a node, and the daemons of their steps."""
-        conf = str(self.conf)
-        tasks = with_environment({"SLURM_CONF": conf, "SLURMD_NODENAME": node})
-        return tasks + with_environment({"SLURM_CONF": conf, NODE_VARIABLE: node})
+        daemons = {"SLURM_CONF": str(self.conf), NODE_VARIABLE: node}
+        return self._tasks_of(node) + with_environment(daemons)
+
+    def _tasks_of(self, node: str) -> list[int]:
+        return with_environment({"SLURM_CONF": str(self.conf), "SLURMD_NODENAME": node})
 
     def _env(self) -> dict[str, str]:
         return {**os.environ, **self.env}

@@ -35,7 +35,7 @@ NAMES = {"profile": "p", "job": "dsv3-x", "comment": "dsv3:x"}
 
 def launcher(profile: str) -> SlurmLauncher:
     found = SlurmLauncher.of(profile, None)
-    python = found.cluster.python or "/opt/dsv3/bin/python"
+    python = found.cluster.python or "/shared/you/dsv3/.venv/bin/python"
     cluster = found.cluster.model_copy(update={"python": python})
     return SlurmLauncher(profile, cluster, None, found.scheduler)
 
@@ -76,7 +76,7 @@ FRAGMENTS = [
     "$(touch CANARY)", "`touch CANARY`", "; touch CANARY;", "| touch CANARY", "&& touch CANARY",
     "' ; touch CANARY ; '", '" ; touch CANARY ; "', "'\"'\"'", "${IFS}", "$((1/0))", "\\", "\\'",
     "%j", "%A_%a", "#SBATCH --account=x", "{{ 7*7 }}", "{% raw %}", "~", "~root", "*", "?", "[a-z]",
-    "!x", "-rf", "--", " ", "  ", "\t", "\n", "\r\n", "\x00", "\x1b[2J", "\x7f", "é", "日本",
+    "!x", "-rf", "--", " ", "  ", "\t", "\n", "\r\n", "\x00", "\x1b[2J", "\x7f", "\u00e9", "\u65e5\u672c",
     "\u202e", "\ud800", "\u2028", "<", ">", "&", "a", "=", "'", '"', "$HOME", "$1", "@", "^",
     "EOF\n", "\\n",
 ]  # fmt: skip

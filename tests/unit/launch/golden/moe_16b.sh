@@ -25,7 +25,7 @@ export TORCH_NCCL_TRACE_BUFFER_SIZE=2000
 
 # What is done once per start, before and after the ranks.
 once() {
-  /opt/dsv3/bin/python -P -m dsv3.launch.slurm.job "$1" "$submission" "$SLURM_ARRAY_TASK_ID" "${@:2}"
+  /shared/you/dsv3/.venv/bin/python -P -m dsv3.launch.slurm.job "$1" "$submission" "$SLURM_ARRAY_TASK_ID" "${@:2}"
 }
 
 trap : TERM USR1  # Slurm tells the ranks itself; this shell waits for them
@@ -45,7 +45,7 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # since 22.05 srun does not take it from sbatch
 
 srun --kill-on-bad-exit=1 --wait=60 \
-  /opt/dsv3/bin/python -P -m dsv3.launch.slurm.task "$submission" "$SLURM_ARRAY_TASK_ID" &
+  /shared/you/dsv3/.venv/bin/python -P -m dsv3.launch.slurm.task "$submission" "$SLURM_ARRAY_TASK_ID" &
 ranks=$!
 wait "$ranks"
 code=$?

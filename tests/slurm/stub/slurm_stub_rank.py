@@ -1,7 +1,8 @@
 """A rank of a job that only counts; place, lock, signals, files and end are those of a real one.
 
 The first rank counts, saves every SAVE_EVERY steps and goes on from there; the others keep it
-company. STUB_STEPS, STUB_STEP_S: how long. What rank STUB_RANK does in step STUB_AT, at the first
+company. STUB_STEPS, STUB_STEP_S: how long; before step HOLD_AT it waits while the file STUB_HOLD
+is there. What rank STUB_RANK does in step STUB_AT, at the first
 attempt only with STUB_ONCE: STUB_ACT = `misconfigured`, `defect`, `die`, `hang`.
 """
 
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 import types
+from pathlib import Path
 
 from dsv3.errors import ConfigError, Problem
 from dsv3.runs.provenance import Provenance
@@ -18,7 +20,7 @@ from dsv3.runs.records import EventLog, MetricsLog
 from dsv3.train import worker
 from dsv3.train.signals import stopped_by_signal
 
-SAVE_EVERY = 4
+SAVE_EVERY, HOLD_AT = 4, 6
 STEPS, STEP_S = (
     int(os.environ.get("STUB_STEPS", "20")),
     float(os.environ.get("STUB_STEP_S", "0.02")),
@@ -46,6 +48,9 @@ def train_attempt(run, arguments, stop, lock, heartbeat):
         for step in range(begin + 1, STEPS + 1):
             heartbeat.beat(step)
             act(place, step, attempt)
+            while step == HOLD_AT and held() and not stop.requested:
+                heartbeat.beat(step)
+                time.sleep(0.05)
             if stop.requested:
                 save(run, events, step - 1)
                 events.event("stopped", step=step - 1, exit_code=85)
@@ -58,6 +63,12 @@ def train_attempt(run, arguments, stop, lock, heartbeat):
             if step % SAVE_EVERY == 0:
                 save(run, events, step)
     run.mark_done({"loss": 3.0, "bpb": 1.0, "unigram_entropy": 5.0, "steps": STEPS})
+
+
+def held():
+    """Whether the test is not done with this step."""
+    hold = os.environ.get("STUB_HOLD")
+    return hold is not None and Path(hold).exists()
 
 
 def keep_company(run, stop, heartbeat, place):

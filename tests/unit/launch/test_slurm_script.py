@@ -76,9 +76,9 @@ FRAGMENTS = [
     "$(touch CANARY)", "`touch CANARY`", "; touch CANARY;", "| touch CANARY", "&& touch CANARY",
     "' ; touch CANARY ; '", '" ; touch CANARY ; "', "'\"'\"'", "${IFS}", "$((1/0))", "\\", "\\'",
     "%j", "%A_%a", "#SBATCH --account=x", "{{ 7*7 }}", "{% raw %}", "~", "~root", "*", "?", "[a-z]",
-    "!x", "-rf", "--", " ", "  ", "\t", "\n", "\r\n", "\x00", "\x1b[2J", "\x7f", "\u00e9", "\u65e5\u672c",
-    "\u202e", "\ud800", "\u2028", "<", ">", "&", "a", "=", "'", '"', "$HOME", "$1", "@", "^",
-    "EOF\n", "\\n",
+    "!x", "-rf", "--", " ", "  ", "\t", "\n", "\r\n", "\x00", "\x1b[2J", "\x7f", "\u00e9",
+    "\u65e5\u672c", "\u202e", "\ud800", "\u2028", "<", ">", "&", "a", "=", "'", '"', "$HOME",
+    "$1", "@", "^", "EOF\n", "\\n",
 ]  # fmt: skip
 # Few draws of hypothesis for many strings: it would take longer to draw than bash to read.
 seeds = st.integers(0, 2**64 - 1)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -208,3 +209,34 @@ def test_a_job_that_comes_late_finds_that_its_run_is_anothers(project, cluster, 
     project.wait_done(run)
     assert project.count(run, "job_started") == 1
     assert cluster.job(job).array != twin
+
+
+def test_torchrun_starts_the_same_ranks_and_they_save_when_asked(project, cluster, hold):
+    run, job = only(project.train("launcher.ranks_by=torchrun"))
+    project.wait_for(run, "checkpoint", timeout_s=120)
+    assert project.status(run) == "running"
+    cluster.check("scancel", "--signal=USR1", job)
+    project.wait_for(run, "job_ended", timeout_s=90)
+    hold.unlink()
+    project.wait_done(run, timeout_s=120)
+    assert project.steps(run) == STEPS
+    assert cluster.details(job)["Restarts"] == "1"
+
+
+HOSTILE = 'it\'s a %j %A "$(touch x)" `id` ; #&\u00e9'
+
+
+def test_hostile_paths_and_values_arrive_on_the_nodes(cluster, tmp_path):
+    project = Project(cluster, tmp_path / HOSTILE)
+    values = {"V_1": HOSTILE, "V_2": "'; touch y; '", "V_3": "\\ $HOME ~ *"}
+    dump = f'{sys.executable} -c \'import json,os;json.dump(dict(os.environ),open("env","w"))\''
+    project.profile(environment=values, setup=[dump])
+    project.prepare()
+    run, _ = only(project.train())
+    project.wait_done(run)
+    arrived = json.loads((project.path / "env").read_text())
+    assert {name: arrived[name] for name in values} == values
+    assert not [*project.path.rglob("x"), *project.path.rglob("y")]
+    assert "job_started" in [event["event"] for event in project.events(run)]
+    assert project.output(run)
+    assert project.status(run) == "done"

@@ -12,6 +12,7 @@ from dsv3.errors import (
     SavedForRequeueError,
 )
 from dsv3.launch.group import Ending, Member
+from dsv3.launch.slurm import task
 from dsv3.launch.slurm.endings import NO_PROCESS, read_endings, start_directory, write_ending
 from dsv3.launch.slurm.job import main
 from dsv3.launch.slurm.place import place_from
@@ -125,6 +126,13 @@ def test_a_configuration_is_not_tried_again(run, submission, capsys):
     assert submission.ending(0)["problems"] == ["model.x=1: is no layer"]
     assert run.status() is not Status.FAILED
     assert "rank 2" in capsys.readouterr().err
+
+
+def test_a_job_cancelled_before_its_ranks_were_there_is_no_failure(run, submission):
+    begin(submission)
+    submission.mark_cancelled(0)
+    assert end(submission, 0) == 0
+    assert task.main([str(submission.path), "0"]) == 0, "nor does it start any"
 
 
 def test_a_rank_that_dies_first_is_the_one_to_be_named(run, submission, capsys):

@@ -81,15 +81,19 @@ class Start:
             self._write(0, [], requeue=False)
             return 0
         error = self._judge(code)
-        requeue = isinstance(error, _MAY_PASS) and not self._submission.is_cancelled(self._index)
+        may_pass, cancelled = (
+            isinstance(error, _MAY_PASS),
+            self._submission.is_cancelled(self._index),
+        )
+        requeue = may_pass and not cancelled
         if requeue and self._fruitless_starts() >= self._intent.fruitless_starts:
             return self._give_up([error])
         problems = list(map(str, error.problems))
         self._write(error.exit_code, problems, requeue=requeue)
         if requeue:
             return REQUEUE
-        saved = isinstance(error, SavedForRequeueError | InterruptedError_)
-        return 0 if saved else error.exit_code
+        wanted = (cancelled and may_pass) or isinstance(error, InterruptedError_)
+        return 0 if wanted else error.exit_code
 
     def _nothing_to_do(self) -> str | None:
         """Why this job has nothing to do, if it has not."""

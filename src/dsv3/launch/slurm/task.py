@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     submission, index = sys.argv[1:] if argv is None else argv
     of_job = Submission(Path(submission)).of_job(int(index))
     endings = start_directory(of_job)
+    if Submission(Path(submission)).is_cancelled(int(index)):
+        return 0  # asked to save before there was anybody to hear it
     try:
         planned = Submission(Path(submission)).intent().runs[int(index)]
         run = RunDirectory(planned.directory)

@@ -136,11 +136,11 @@ ENDINGS = {
 }
 
 
-def test_what_a_rank_dies_of_is_named_and_only_what_may_pass_is_requeued(project, cluster):
+def test_what_a_rank_dies_of_is_named_and_only_what_may_pass_is_requeued(project, cluster, hold):
     """A configuration is not tried again, nor a defect; a dead rank is, but not for ever."""
     jobs = {}
     for seed, (act, (rank, step, *_)) in enumerate(ENDINGS.items(), start=1):
-        acts = {"STUB_ACT": act, "STUB_RANK": rank, "STUB_AT": step}
+        acts = {"STUB_ACT": act, "STUB_RANK": rank, "STUB_AT": step, "STUB_HOLD": str(hold)}
         project.profile(act, environment=acts)
         entries = project.train(f"seed={seed}", "launcher.fruitless_starts=2", profile=act)
         jobs[act] = only(entries)
@@ -154,6 +154,7 @@ def test_what_a_rank_dies_of_is_named_and_only_what_may_pass_is_requeued(project
         assert f"rank {rank}" in project.output(run)
     code, out, _ = project.dsv3(*project.asked("seed=3"))
     assert (code, json.loads(out)["runs"][0]["outcome"]) == (8, "failed before")
+    hold.unlink()
     run, _ = only(project.train("--retry", "seed=3"))
     project.wait_done(run)
 

@@ -91,7 +91,11 @@ class Held:
 
 
 def _is_pending(pid: int, number: signal.Signals) -> bool:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    """Also of one that is gone: Slurm sends SIGCONT before the signal of a preemption."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
     [pending] = [line.split()[1] for line in lines if line.startswith("ShdPnd:")]
     return bool(int(pending, 16) >> (number - 1) & 1)
 

@@ -229,7 +229,7 @@ HOSTILE = 'it\'s a %j %A "$(touch x)" `id` ; #&\u00e9'
 
 def test_hostile_paths_and_values_arrive_on_the_nodes(cluster, tmp_path):
     project = Project(cluster, tmp_path / HOSTILE)
-    values = {"V_1": HOSTILE, "V_2": "'; touch y; '", "V_3": "\\ $HOME ~ *"}
+    values = {"V_1": HOSTILE, "V_2": "'; touch y; '", "V_3": "%j %A \\ $HOME ~ *"}
     dump = f'{sys.executable} -c \'import json,os;json.dump(dict(os.environ),open("env","w"))\''
     project.profile(environment=values, setup=[dump])
     project.prepare()

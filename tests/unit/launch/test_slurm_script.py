@@ -132,7 +132,7 @@ def test_ten_thousand_hostile_values_arrive_unchanged_or_are_refused(home, seed)
     directory = home / "at" / (paths[0] if paths else "plain")
     directory.mkdir(parents=True, exist_ok=True)
     profile = Profile(time="1", cpus_per_node=1, environment=kept, python=str(home / "dump.py"))
-    submission = Path("/x", *paths[1:3])
+    submission = Path("/x", *[path for path in paths[1:9] if not set(path) & set("%\\")])
     text = render(SHAPE, profile, names=NAMES, runs=1, submission=submission, directory=directory)
     script, dump = home / "job.sh", home / "dump.json"
     script.write_text(text, encoding="utf-8")
@@ -184,3 +184,12 @@ def test_control_characters_are_in_no_script():
     for character in "\n\r\0\x1b\x7f\x85\ud800":
         with pytest.raises(ConfigError, match="control characters"):
             quote(f"a{character}b")
+
+
+@pytest.mark.parametrize("name", ["100%j", "back\\slash"])
+def test_what_slurm_would_read_in_the_directory_of_its_output_is_refused(name, tmp_path):
+    profile = Profile(time="1", cpus_per_node=1)
+    with pytest.raises(ConfigError, match="choose another run_root="):
+        render(
+            SHAPE, profile, names=NAMES, runs=1, submission=Path("/x") / name, directory=tmp_path
+        )

@@ -20,6 +20,7 @@ NOTHING_TO_DO = 100
 NO_MASTER = -1
 """What `end` is told instead of the ranks' exit code if there was no host to meet at."""
 MAX_SCRIPT_BYTES = 1 << 20
+_READ_IN_PATHS = "%\\"
 _WORD = re.compile(r"[A-Za-z0-9_.,:;@%+=&|*()\[\]/~!-]*")
 
 
@@ -39,6 +40,11 @@ def render(
     runs, `directory` the one that relative paths of the configuration mean. Raises ConfigError if a
     value cannot be in a script, or if the template is wrong.
     """
+    if any(character in str(submission) for character in _READ_IN_PATHS):
+        rule = (
+            "Slurm reads % and backslashes in the directory of a job's output: it would not start"
+        )
+        raise ConfigError(Problem(f"run_root: {submission}", rule, "choose another run_root="))
     last = runs - 1
     throttle = f"%{shape.parallel}" if shape.parallel and shape.parallel < runs else ""
     container = container_options(profile, directory)

@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
 STAMP := $(VENV)/.complete
 
-.PHONY: help setup demo test faults lint types bench bench-gpu clean
+.PHONY: help setup demo test test-slurm faults lint types bench bench-gpu clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*##[ ]+(.*)$$/  make \1\t\2/p' Makefile | expand -t 16
@@ -29,6 +29,10 @@ demo: $(STAMP)  ## Train table 5's arms with two seeds on text found here, and r
 # In the order of the directories: files of many processes first, small ones fill up the end.
 test: $(STAMP)  ## Run all tests but those of `make faults`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# As root on Debian or Ubuntu, where it installs slurm-wlm and munge if they are missing; fails elsewhere.
+test-slurm: $(STAMP)  ## Run the tests that need a Slurm on one that they start here
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm -m slurm -o faulthandler_timeout=900 $(PYTEST_ARGS)
 
 faults: $(STAMP)  ## Run the long fault tests, an hour or two: 300 kills and more
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s -o faulthandler_timeout=0 $(PYTEST_ARGS)

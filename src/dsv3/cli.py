@@ -74,13 +74,16 @@ def _options(
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913, PLR0917 - what can be typed
     overrides: Overrides = None,
     multirun: Multirun = False,
     cfg: Cfg = None,
     config_dir: ConfigDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would start, and start nothing.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="On a cluster: follow the runs to their end.")
     ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try a run again that ended in a failure.")
@@ -98,6 +101,7 @@ def train(
         multirun=multirun,
         config_dir=config_dir,
         dry_run=dry_run,
+        watch=watch,
         retry=retry,
         strict=strict,
         as_json=as_json,
@@ -292,9 +296,20 @@ def data_inspect(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> int:
+def doctor(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="launcher=slurm launcher.profile=NAME looks at nodes of that cluster, too.",
+            show_default=False,
+        ),
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
     """Look at this machine: what is installed, what it can run."""
-    return _call("doctor", "doctor", as_json=as_json)
+    return _call("doctor", "doctor", overrides or [], config_dir=config_dir, as_json=as_json)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def resume(
         typer.Option(
             "--config-dir",
             metavar="DIR",
-            help="Your own options, for runs whose directory is gone.",
+            help="Your own options, for runs whose directory is gone, and profiles of clusters.",
         ),
     ] = None,
     retry: Annotated[
@@ -70,7 +70,7 @@ def resume(
 
 
 def cancel(targets: Targets = None, as_json: Json = False) -> int:
-    """Ask who trains a sweep or run on this host to save and stop."""
+    """Ask who trains a sweep or run to save and stop, on this host or a cluster."""
     return _call("cancel", "cancel", targets or [], as_json=as_json)
 
 

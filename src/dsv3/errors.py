@@ -4,6 +4,7 @@ Dsv3Error                70  a defect of ours, unless a subclass says otherwise
 |- ConfigError            2  the configuration is wrong: every problem at once
 |- CapacityError          3  this machine cannot: GPUs, memory, storage
 |  `- LockHeldError       3  another process trains this run
+|- StaleAttemptError      3  a later attempt has taken the run over; this one may not write
 |- CheckpointError        4  a checkpoint is damaged, incomplete or of another model
 |- NumericHealthError     5  a non-finite loss or norm, FP8 that did not run
 |- DataError              6  data missing, malformed, too short or changed
@@ -88,6 +89,13 @@ class LockHeldError(CapacityError):
     """Another live process holds the run."""
 
     id = "lock"
+
+
+class StaleAttemptError(Dsv3Error):
+    """A later attempt at the run has begun: what this one has must not be kept."""
+
+    exit_code = 3
+    id = "stale"
 
 
 class CheckpointError(Dsv3Error):

@@ -126,18 +126,24 @@ def test_the_command_of_ci_is_the_one_of_the_readme() -> None:
 def test_ci_stops_at_a_failing_test_run(tmp_path: Path) -> None:
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci" / "run").write_bytes((ROOT / ".ci" / "run").read_bytes())
-    recipe = "test:\n\t@echo '=== 1 failed in 1s ==='; false\nlint types:\n\t@echo reached\n"
+    recipe = (
+        "test:\n\t@echo '=== 1 failed in 1s ==='; false\n"
+        "test-slurm:\n\t@echo '=== 2 failed in 2s ==='; false \n"
+        "lint types:\n\t@echo reached\n"
+    )
     command = ["bash", str(tmp_path / ".ci" / "run")]
 
-    (tmp_path / "Makefile").write_text(recipe)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "reached" not in done.stdout
+    for failing in (recipe, recipe.replace("; false\n", "\n")):
+        (tmp_path / "Makefile").write_text(failing)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "reached" not in done.stdout
 
     (tmp_path / "Makefile").write_text(recipe.replace("; false", ""))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-2:] == ["reached", "=== 1 failed in 1s ==="]
+    told = ["reached", "=== 1 failed in 1s ===", "=== 2 failed in 2s ==="]
+    assert done.stdout.splitlines()[-3:] == told
 
 
 def test_the_tree_is_the_repository() -> None:

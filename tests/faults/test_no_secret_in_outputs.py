@@ -218,7 +218,7 @@ def test_a_refused_command_line_says_no_secret(
 def test_a_defect_of_ours_tells_no_secret_not_even_its_traceback(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def doctor(**_options: object) -> int:
+    def doctor(*_words: object, **_options: object) -> int:
         raise LookupError(f"no {os.environ['HF_TOKEN']} at {URL}")
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -96,6 +96,7 @@ def training(*overrides: str) -> Iterator[Trainer]:
             "policies": Policies(config.health),
             "recorder": Recorder(config, ranks, Path(), device),
             "proof": Proof(config, ranks, model, None),
+            "fence": SimpleNamespace(stale=lambda: False),
         }
         yield Trainer(**{field.name: known[field.name] for field in fields(Trainer)})
     finally:

@@ -63,7 +63,9 @@ def attempt(directory: Path, *overrides: str, factors: dict[int, float]) -> Iter
     )
     with training(*OVERRIDES, *overrides) as trainer:
         config = trainer.config
-        trainer.checkpoints = Checkpoints(run, config, device=trainer.device, ranks=trainer.ranks)
+        trainer.checkpoints = Checkpoints(
+            run, config, device=trainer.device, ranks=trainer.ranks, attempt=1
+        )
         resumed = trainer.checkpoints.resume(trainer.engine)
         if resumed.state is not None:
             trainer.restore(resumed)

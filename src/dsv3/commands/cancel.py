@@ -5,11 +5,14 @@ import signal
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 
 from dsv3.commands import console
 from dsv3.commands.targets import FoundSweep, Target, targets
+from dsv3.launch.looking import scheduler_of
+from dsv3.launch.submission import Submission, place_of
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import Holder, current_holder
 
@@ -31,7 +34,8 @@ class Told:
 def cancel(words: Sequence[str], *, as_json: bool) -> int:
     """Send SIGTERM to who holds the locks of what is named, on this host; the exit code.
 
-    They save and end; `dsv3 resume` goes on. Processes of other hosts are named and left alone.
+    They save and end; `dsv3 resume` goes on. So do jobs of a cluster; those that wait are taken
+    back. Processes of other hosts are named and left alone.
     """
     told = [each for target in targets(words, verb="cancel") for each in _cancel(target)]
     if as_json:
@@ -44,19 +48,47 @@ def cancel(words: Sequence[str], *, as_json: bool) -> int:
 
 def _cancel(target: Target) -> list[Told]:
     """First who runs the sweep, then who trains runs of it on behalf of somebody else."""
+    told, jobs = _cancel_jobs([gauge.run for gauge in target.gauges()])
     if not isinstance(target, FoundSweep):
         run = target.directory
-        return [_ask_trainer(run) or Told(str(run.path), False, "nobody trains it")]
-    told: list[Told] = []
+        return told or [_ask_trainer(run) or Told(str(run.path), False, "nobody trains it")]
     spared: set[int] = set()
     holder = current_holder(target.lock_path)
     if holder is not None:
         told.append(_ask(f"sweep {target.name}", holder, holder.pid, holder.pid, PROGRAM))
-        spared = _descendants(holder.pid) if told[0].asked else set()
+        spared = _descendants(holder.pid) if told[-1].asked else set()
     for each in target.record.runs:
-        others = _ask_trainer(target.record.directory(each), spared=spared)
+        run = target.record.directory(each)
+        others = None if run.path in jobs else _ask_trainer(run, spared=spared)
         told += [others] if others is not None else []
     return told or [Told(f"sweep {target.name}", False, "nobody runs it")]
+
+
+def _cancel_jobs(runs: Sequence[RunDirectory]) -> tuple[list[Told], set[Path]]:
+    """End the jobs of runs on a cluster for good; what was done, and the runs it was done to.
+
+    Raises SchedulerError if it does not answer.
+    """
+    told, found = [], set()
+    for run in runs:
+        place = place_of(run) if run.exists() else None
+        if place is None or run.done_path.exists():
+            continue
+        scheduler = scheduler_of(place)
+        job = next((j for j in scheduler.jobs([place.key]) if j.index == place.index), None)
+        if job is None or not job.live:
+            continue
+        # First on the disk: a job that starts now, or is requeued, finds it.
+        Submission(place.submission).mark_cancelled(place.index)
+        if job.running:
+            scheduler.ask_to_save([job.id])
+            said = f"job {job.id} was asked to save and stop"
+        else:
+            scheduler.cancel([job.id])
+            said = f"job {job.id} was waiting, and was taken back"
+        told.append(Told(str(run.path), True, said))
+        found.add(run.path)
+    return told, found
 
 
 def _ask_trainer(run: RunDirectory, *, spared: Collection[int] = ()) -> Told | None:

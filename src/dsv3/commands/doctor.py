@@ -5,15 +5,17 @@ import platform
 import shutil
 import sys
 import tomllib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 from rich.text import Text
 
+from dsv3.commands.check import Check
 from dsv3.commands.console import write_json, write_table
+from dsv3.commands.doctor_slurm import check_cluster, check_slurm
 from dsv3.config.locations import shipped
 from dsv3.config.precision import Recipe
 from dsv3.data.cache import cache_root
@@ -37,19 +39,18 @@ FIRST_FP8_CAPABILITY = min(NEEDS[recipe].capability for recipe in HARDWARE_FP8)
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at; `remedy` is there whenever `status` is not ok."""
+def doctor(overrides: Sequence[str], *, config_dir: Path | None, as_json: bool) -> int:
+    """Print every check; 0, or 3 if any of them fails.
 
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    remedy: str = ""
+    With `overrides` that name a cluster its nodes are looked at, too.
+    """
+    checks = [*all_checks(), *check_slurm()]
+    if overrides:
+        from dsv3.config.compose import compose
 
-
-def doctor(*, as_json: bool) -> int:
-    """Print every check; 0, or 3 if any of them fails."""
-    checks = all_checks()
+        config = compose(overrides, config_dir=config_dir).config
+        if config.launcher.kind == "slurm":
+            checks += check_cluster(config, config_dir)
     if as_json:
         write_json({"checks": [asdict(check) for check in checks]})
     else:

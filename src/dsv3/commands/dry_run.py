@@ -3,6 +3,8 @@
 from typing import Any
 
 from dsv3.commands.console import write, write_json, write_table
+from dsv3.commands.handing import print_scripts, verdicts
+from dsv3.launch.launcher import ClusterLauncher, Launcher
 from dsv3.plan.description import describe
 from dsv3.plan.parameters import count_parameters
 from dsv3.plan.quantities import count, plural
@@ -10,10 +12,10 @@ from dsv3.sweep.arms import Sweep
 from dsv3.sweep.confound import derived_differences
 
 
-def print_dry_run(sweep: Sweep, *, as_json: bool) -> None:
-    """Print every run with its id and size, and what its arms are to tell."""
+def print_dry_run(sweep: Sweep, launcher: Launcher, *, as_json: bool) -> None:
+    """Print every run with its id and size, what its arms are to tell, and scripts of jobs."""
     if as_json:
-        write_json(_record(sweep))
+        write_json(_record(sweep) | _jobs(sweep, launcher))
         return
     if len(sweep.arms) == 1 and sweep.recipe is None:
         (arm,) = sweep.arms
@@ -22,7 +24,20 @@ def print_dry_run(sweep: Sweep, *, as_json: bool) -> None:
         _write_question(sweep)
         _write_runs(sweep)
         _write_derived(sweep)
+    if isinstance(launcher, ClusterLauncher):
+        print_scripts(launcher, [arm.config for arm in sweep.arms], sweep.name)
     write(f"{plural(len(sweep.arms), 'run')}; nothing was started")
+
+
+def _jobs(sweep: Sweep, launcher: Launcher) -> dict[str, Any]:
+    if not isinstance(launcher, ClusterLauncher):
+        return {}
+    found = verdicts(launcher, [arm.config for arm in sweep.arms], sweep.name)
+    return {
+        "jobs": [
+            {"script": text, "verdict": verdict, "taken": taken} for text, verdict, taken in found
+        ]
+    }
 
 
 def _record(sweep: Sweep) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv3.commands import console
-from dsv3.errors import Problem
+from dsv3.errors import Problem, SavedForRequeueError
 from dsv3.runs.directory import RunDirectory
 from dsv3.sweep.arms import Arm
 from dsv3.sweep.runner import exit_code_of
@@ -60,6 +60,14 @@ def say_failed_before(directory: RunDirectory, *, quiet: bool) -> int:
             console.note(f"error[{failure['id']}]: {Problem(**problem)}")
         console.note(f"{directory.path} ended so before; --retry tries it again")
     return int(failure["exit_code"])
+
+
+def outcome_of(directory: RunDirectory) -> int:
+    """The exit code of a run that went on elsewhere, from its files."""
+    failure = directory.failure()
+    if directory.result() is not None:
+        return 0
+    return SavedForRequeueError.exit_code if failure is None else int(failure["exit_code"])
 
 
 def _print_one(ended: Ended) -> None:

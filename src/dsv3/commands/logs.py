@@ -10,11 +10,15 @@ from dsv3.commands import console
 from dsv3.commands.targets import FoundSweep, Target, targets
 from dsv3.errors import CapacityError, ConfigError, Problem
 from dsv3.files import storage_error
+from dsv3.launch.looking import look
+from dsv3.launch.submission import Submission, place_of
 from dsv3.runs.directory import RunDirectory, Status
 from dsv3.runs.lock import current_holder
 from dsv3.runs.rank import log_name
 
 POLL_S = 0.5
+LOOK_EVERY_S = 5.0
+"""How often a cluster is asked whether it has the runs."""
 _TAIL_BYTES = 1 << 20
 
 
@@ -25,11 +29,8 @@ class _Log:
     run: RunDirectory
     arm: str
     rank: int
+    path: Path
     end: int = 0
-
-    @property
-    def path(self) -> Path:
-        return self.run.logs / log_name(self.rank)
 
     @property
     def title(self) -> str:
@@ -60,9 +61,19 @@ def logs(words: Sequence[str], *, rank: int, follow: bool, lines: int, as_json: 
 
 def _logs(target: Target, rank: int) -> list[_Log]:
     if isinstance(target, FoundSweep):
-        record = target.record
-        return [_Log(record.directory(r), f"{r.arm} seed {r.seed}", rank) for r in record.runs]
-    return [_Log(target.directory, "", rank)]
+        runs = [(target.record.directory(r), f"{r.arm} seed {r.seed}") for r in target.record.runs]
+    else:
+        runs = [(target.directory, "")]
+    return [log for run, arm in runs for log in _logs_of(run, arm, rank)]
+
+
+def _logs_of(run: RunDirectory, arm: str, rank: int) -> list[_Log]:
+    """The log of a rank; that of a cluster's job comes before that of its first rank."""
+    own = _Log(run, arm, rank, run.logs / log_name(rank))
+    place = place_of(run) if rank == 0 else None
+    if place is None:
+        return [own]
+    return [_Log(run, arm, rank, Submission(place.submission).output(place.index)), own]
 
 
 def _nothing(every: Sequence[_Log], rank: int) -> ConfigError:
@@ -110,8 +121,12 @@ def _more(log: _Log) -> list[str]:
 
 def _follow(every: Sequence[_Log], found: Iterable[Target]) -> None:
     last: _Log | None = None
+    with_cluster, looked_at_s = False, -LOOK_EVERY_S
     while True:
-        goes_on = _any_running(every, found)  # before reading: what was written is printed
+        if time.monotonic() - looked_at_s >= LOOK_EVERY_S:
+            with_cluster = look({log.run.path: log.run for log in every}.values()).any_live
+            looked_at_s = time.monotonic()
+        goes_on = with_cluster or _any_running(every, found)  # before reading what was written
         for log in every:
             more = _more(log)
             if more:

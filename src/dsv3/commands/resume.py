@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
+from dsv3.commands.handing import hand_in
 from dsv3.commands.preparing import make_directory, prepare_all, refuse_impossible
 from dsv3.commands.sweeping import run_sweep
 from dsv3.commands.targets import FoundSweep, targets
 from dsv3.commands.train import train_one
 from dsv3.config.root import RunConfig
 from dsv3.errors import ConfigError, Problem
+from dsv3.launch.launcher import ClusterLauncher
+from dsv3.launch.launchers import launcher_of
 from dsv3.machine import this_machine
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.identity import run_id
 from dsv3.sweep.arms import BASE, Arm
 from dsv3.sweep.record import SweepRecord, SweepRun
 from dsv3.sweep.runner import Job
-from dsv3.sweep.slots import slots
+from dsv3.sweep.slots import Slots, slots
 from dsv3.sweep.tracking import tracked
 
 
@@ -32,10 +35,11 @@ def resume(words: list[str], *, config_dir: Path | None, retry: bool, as_json: b
         return _resume_sweep(target, config_dir, retry=retry, as_json=as_json)
     directory = target.directory
     arm = Arm(BASE, directory.latest_config(), ())
-    refuse_impossible([arm.config])
-    (prepared,) = prepare_all([arm.config])
+    launcher = launcher_of([arm.config], config_dir)
+    refuse_impossible([arm.config], launcher)
+    (prepared,) = prepare_all([arm], launcher)
     directory.check_frozen(prepared.fingerprint)
-    return train_one(arm, directory, retry=retry, as_json=as_json)
+    return train_one(arm, directory, launcher, retry=retry, as_json=as_json)
 
 
 def _resume_sweep(
@@ -44,18 +48,23 @@ def _resume_sweep(
     record = target.record
     arms = [_arm(record, run, config_dir) for run in record.runs]
     configs = [arm.config for arm in arms]
-    refuse_impossible(configs)
-    room = slots(configs, this_machine())
+    launcher = launcher_of(configs, config_dir)
+    refuse_impossible(configs, launcher)
+    on_cluster = isinstance(launcher, ClusterLauncher)
+    room = Slots(()) if on_cluster else slots(configs, this_machine())
     jobs = []
     for number, (arm, run, data) in enumerate(
-        zip(arms, record.runs, prepare_all(configs), strict=True), start=1
+        zip(arms, record.runs, prepare_all(arms, launcher), strict=True), start=1
     ):
         directory = record.directory(run)
         if directory.exists():
             directory.check_frozen(data.fingerprint)
         else:
-            directory = make_directory(arm, data)
+            directory = make_directory(arm, data, launcher)
         jobs.append(Job(number, len(arms), arm, directory))
+    if isinstance(launcher, ClusterLauncher):
+        directories, told = [job.directory for job in jobs], {"retry": retry, "as_json": as_json}
+        return hand_in(launcher, arms, directories, name=record.id, **told)
     return run_sweep(record, target.root, jobs, room, retry=retry, as_json=as_json)
 
 

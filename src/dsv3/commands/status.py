@@ -1,15 +1,19 @@
-"""`dsv3 status`: where the runs of sweeps stand, from files and locks alone."""
+"""`dsv3 status`: where the runs of sweeps stand, from files, locks, and what a cluster says."""
 
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dsv3.commands import console
 from dsv3.commands.products import products
 from dsv3.commands.progress_table import COLUMNS, NUMBERS_FROM, row, summary
+from dsv3.commands.queueing import read
 from dsv3.commands.targets import FoundRun, FoundSweep, Target, newest_sweeps, targets, understood
 from dsv3.errors import ConfigError, Problem
+from dsv3.launch.looking import Look
+from dsv3.runs.directory import Status
 from dsv3.runs.lock import Holder, current_holder
 from dsv3.sweep.progress import Gauge, Progress
 
@@ -25,11 +29,31 @@ class Watched:
         self.target = target
         self._gauges: list[Gauge] = target.gauges()
 
-    def read(self) -> tuple[Holder | None, list[Progress]]:
+    def read(self) -> "Reading":
         """The process that runs the sweep, if one does, and how far its runs are."""
         target = self.target
         holder = current_holder(target.lock_path) if isinstance(target, FoundSweep) else None
-        return holder, [gauge.read() for gauge in self._gauges]
+        runs, look = read(self._gauges)
+        return Reading(target, holder, runs, look)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was found at one moment."""
+
+    target: Target
+    holder: Holder | None
+    runs: list[Progress]
+    look: Look
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether anything is trained, or will be without anybody asking again.
+
+        Where a scheduler does not answer, nobody knows: then it is asked again.
+        """
+        running = any(run.status == Status.RUNNING for run in self.runs)
+        return self.holder is not None or running or self.look.any_live or bool(self.look.problems)
 
 
 def status(words: Sequence[str], *, watch: bool, as_json: bool) -> int:
@@ -59,39 +83,43 @@ def status(words: Sequence[str], *, watch: bool, as_json: bool) -> int:
 
 def _print(watched: Sequence[Watched], *, clear: bool) -> bool:
     """Print every table; whether anything is being trained."""
-    read = [(each.target, *each.read()) for each in watched]
+    readings = [each.read() for each in watched]
     if clear:
         sys.stdout.write(CLEAR)
-    alone = [run for target, _, runs in read if isinstance(target, FoundRun) for run in runs]
-    for target, holder, runs in read:
-        if isinstance(target, FoundSweep):
+    alone = [run for each in readings if isinstance(each.target, FoundRun) for run in each.runs]
+    for each in readings:
+        holder = each.holder
+        if isinstance(each.target, FoundSweep):
             by = "" if holder is None else f"; run by process {holder.pid} on {holder.host}"
-            console.write(f"sweep {target.name}: {summary(runs)}{by}")
-            _write_table(runs)
+            console.write(f"sweep {each.target.name}: {summary(each.runs)}{by}")
+            _write_table(each.runs)
     if alone:
         _write_table(alone)
     for run in alone:
         if (ran := products(run.directory)) is not None:
             console.write(f"{run.id}: {ran['text']}")
+    for problem in dict.fromkeys(text for each in readings for text in each.look.problems):
+        console.write(f"from the files alone: {problem}")
     sys.stdout.flush()
-    return any(
-        holder is not None or any(run.status == "running" for run in runs)
-        for _, holder, runs in read
-    )
+    return any(each.goes_on for each in readings)
 
 
 def _write_table(runs: Sequence[Progress]) -> None:
     console.write_table(COLUMNS, [row(run) for run in runs], numbers_from=NUMBERS_FROM)
     for run in runs:
-        if run.failure is not None:
-            console.write(f"{run.arm or run.id} seed {run.seed}: {run.failure}")
+        told = "; ".join(filter(None, [run.job, run.failure]))
+        if told:
+            console.write(f"{run.arm or run.id} seed {run.seed}: {console.printable(told)}")
 
 
 def _data(watched: Sequence[Watched]) -> dict[str, Any]:
     sweeps, alone = [], []
+    problems: list[str] = []
     for each in watched:
-        holder, runs = each.read()
-        entries = [run.record() | {"products": products(run.directory)} for run in runs]
+        reading = each.read()
+        holder = reading.holder
+        entries = [run.record() | {"products": products(run.directory)} for run in reading.runs]
+        problems += reading.look.problems
         if not isinstance(each.target, FoundSweep):
             alone += entries
             continue
@@ -105,4 +133,4 @@ def _data(watched: Sequence[Watched]) -> dict[str, Any]:
                 "runs": entries,
             }
         )
-    return {"sweeps": sweeps, "runs": alone}
+    return {"sweeps": sweeps, "runs": alone, "problems": list(dict.fromkeys(problems))}

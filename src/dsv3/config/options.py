@@ -16,6 +16,8 @@ RECIPE = "recipe"
 """The group of recipes: whole sweeps, and so no part of a configuration."""
 HARDWARE = "hardware"
 """Where profiles of GPUs lie; `dsv3 plan` reads them, no run has one."""
+LAUNCHERS = "launchers"
+"""Templates and profiles of clusters, in a user's directory as in the repository."""
 FEW_LINES = 4
 
 
@@ -83,7 +85,9 @@ def _own_groups(config_dir: Path) -> list[str]:
         raise ConfigError(Problem(setting, rule, remedy))
     known = [*_groups(), RECIPE]
     groups = [group for group in known if (config_dir / group).is_dir()]
-    others = (config_dir / "base.yaml").is_file() or (config_dir / HARDWARE).is_dir()
+    others = (config_dir / "base.yaml").is_file() or any(
+        (config_dir / directory).is_dir() for directory in (HARDWARE, LAUNCHERS)
+    )
     if not groups and not others:
         rule = f"holds neither base.yaml nor one of the groups {listed(known)}"
         remedy = "an option of yours is DIR/GROUP/NAME.yaml, chosen by GROUP=NAME"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dsv3.config import pipeline_rules, precision_rules
+from dsv3.config import launcher_rules, pipeline_rules, precision_rules
 from dsv3.config.curves import Curve
 from dsv3.config.data import SMALLEST_VOCABULARY
 from dsv3.config.diff import leaves
@@ -378,6 +378,7 @@ RULES = (
     a_recorded_step_is_made,
     recomputed_parts_are_not_compiled,
     *precision_rules.RULES,
+    *launcher_rules.RULES,
     no_value_holds_a_secret,
 )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,15 @@ from dsv3.data.facts import FileFacts
 from dsv3.data.installed import collect_installed_text
 from dsv3.data.jsonl import collect_jsonl
 from dsv3.data.prepared import Prepared, open_prepared
-from dsv3.errors import ConfigError, Problem
+from dsv3.errors import ConfigError, DataError, Problem
 
 
-def prepare(config: DataConfig, *, vocab_size: int, progress: Progress = quiet) -> Prepared:
+def prepare(
+    config: DataConfig, *, vocab_size: int, progress: Progress = quiet, only_open: bool = False
+) -> Prepared:
     """Open the prepared text of `config`, making it first if its content is new.
+
+    With `only_open` NotPreparedError is raised instead.
 
     Reported stages: collect, train tokenizer, encode, write; and wait, while another process
     prepares the same text. Raises ConfigError (the tokenizer exceeds `vocab_size`), DataError (text
@@ -42,6 +47,10 @@ def prepare(config: DataConfig, *, vocab_size: int, progress: Progress = quiet) 
     key = _key(source, tokenizer_key, config.validation_fraction)
 
     def make(directory: Path) -> None:
+        if only_open:
+            rule = f"is not prepared in {root}, as this machine ({platform.node()}) sees it"
+            remedy = "dsv3 data prepare, with the same words, prepares it once for all nodes"
+            raise NotPreparedError(Problem(f"data.source={config.source}", rule, remedy))
         from dsv3.data.packing import build
 
         wanted = config.tokenizer_vocab_size if tokenizer is None else tokenizer
@@ -51,6 +60,10 @@ def prepare(config: DataConfig, *, vocab_size: int, progress: Progress = quiet) 
     directory = cached.ensure(key, make, waiting=lambda: progress("wait", 0, None))
     facts.save()
     return open_prepared(directory)
+
+
+class NotPreparedError(DataError):
+    """The text would have to be prepared first."""
 
 
 def collect(config: DataConfig, facts: FileFacts, progress: Progress = quiet) -> Source:

@@ -41,6 +41,8 @@ def start(device: torch.device | str) -> None:
         _start_alone(backend)
     elif rendezvous.is_local():
         rendezvous.join_local(backend)
+    elif rendezvous.is_remote():
+        rendezvous.join_remote(backend)
     vendor.comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import dsv3
 from dsv3.config.root import RunConfig
 from dsv3.machine import has_loopback, usable_cores
-from dsv3.runs.rank import BOARD_VARIABLE, LAUNCHER_PID_VARIABLE, STORE_SOCKET_VARIABLE
+from dsv3.runs.rank import (
+    BOARD_VARIABLE,
+    LAUNCHER_PID_VARIABLE,
+    STORE_SOCKET_VARIABLE,
+    STORE_VARIABLE,
+)
 
 LOOPBACK = "127.0.0.1"
 # A single rank meets itself in memory; what an outer srun or torchrun left in the environment
@@ -22,6 +27,7 @@ _DISTRIBUTED_VARIABLES = (
     "MASTER_PORT",
     BOARD_VARIABLE,
     STORE_SOCKET_VARIABLE,
+    STORE_VARIABLE,
 )
 # glibc: serve up to 1 GiB from the heap, never trim it, grow it by 64 MiB. A step on a CPU
 # otherwise spends a fifth of its time on page faults of memory it has just given back.
@@ -42,14 +48,19 @@ def threads_per_rank(config: RunConfig) -> int:
     return max(1, usable_cores() // config.parallelism.world_size)
 
 
-def rank_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the only rank, made from the launcher's."""
+def rank_environment(
+    config: RunConfig, environment: Mapping[str, str], *, threads_each: int | None = None
+) -> dict[str, str]:
+    """The environment of the only rank, made from the launcher's.
+
+    `threads_each` if the cores here are not to be shared out over all ranks.
+    """
     own = {
         name: value
         for name, value in environment.items()
         if name not in _DISTRIBUTED_VARIABLES and not name.startswith("TORCHELASTIC_")
     }
-    threads = str(threads_per_rank(config))
+    threads = str(threads_each or threads_per_rank(config))
     own |= {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, Dsv3Error, Problem, RankLostError
-from dsv3.launch.environment import rank_environment
+from dsv3.launch.environment import rank_environment, threads_per_rank
 from dsv3.launch.group import run_group
+from dsv3.launch.launcher import Launcher
 from dsv3.launch.process import Process, start
 from dsv3.launch.signals import sent_by_terminal, signals_as_bytes, stops_so_far
 from dsv3.launch.verdict import GO_ON, conclude, killed_by
 from dsv3.machine import this_machine
-from dsv3.plan.capacity import device_kind
+from dsv3.plan.capacity import check_capacity, device_kind
 from dsv3.plan.quantities import plural
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.rank import EVALUATION_MODULE, RANK_MODULE, EvaluationArguments, RankArguments
@@ -23,6 +24,19 @@ from dsv3.runs.records import EventLog
 
 # Ranks on a CPU are for trying layouts out; each holds an interpreter with torch and its threads.
 _RANKS_PER_CORE = 8
+
+
+class LocalLauncher(Launcher):
+    """This machine."""
+
+    def refuse(self, config: RunConfig) -> None:
+        """Raise CapacityError if there are too few GPUs, cores, or too little memory."""
+        check_capacity(config, this_machine())
+        refuse_several_ranks(config)
+
+    def threads_per_rank(self, config: RunConfig) -> int:
+        """As configured, or the cores shared out over the ranks."""
+        return threads_per_rank(config)
 
 
 def refuse_several_ranks(config: RunConfig) -> None:

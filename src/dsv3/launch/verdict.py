@@ -30,10 +30,14 @@ def conclude(run: RunDirectory, ending: Ending) -> int:
     dead = [member for member in ending.members if _died_unnamed(member)]
     if dead:
         raise _dead(run, dead[0])
+    cause = cause_of(ending)
+    return 0 if cause is None else _failed(run, cause)
+
+
+def cause_of(ending: Ending) -> Member | None:
+    """The rank that said why all of them ended; None if none had anything to say."""
     failed = [member for member in ending.members if member.failure is not None]
-    if not failed:
-        return 0
-    return _failed(run, _cause(failed))
+    return _cause(failed) if failed else None
 
 
 def killed_by(name: str) -> str:

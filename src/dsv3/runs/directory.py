@@ -15,6 +15,7 @@ timeline/         with run.timeline_step: what every rank did in that step
 evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
 lock              held by rank 0 while it lives
+job.json          of a run handed in to a cluster: which array, and which number in it
 DONE | FAILED     the result, or the failure, as JSON
 """
 
@@ -33,7 +34,7 @@ import yaml
 import dsv3
 from dsv3.config.diff import differences
 from dsv3.config.root import RunConfig
-from dsv3.errors import ConfigError, DataError, Dsv3Error, Problem
+from dsv3.errors import ConfigError, DataError, Dsv3Error, Problem, StaleAttemptError
 from dsv3.files import new_directory, probe_writable, storage_error, write_synced
 from dsv3.redaction import redact_arguments, redact_data
 from dsv3.runs.files import damaged, read_json, write_atomically, write_json
@@ -106,6 +107,7 @@ class RunDirectory:
         self.lock_path = path / "lock"
         self.done_path = path / "DONE"
         self.failed_path = path / "FAILED"
+        self._attempt: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunDirectory":
@@ -212,16 +214,37 @@ class RunDirectory:
             attempt = 1 + len(self.attempts())
             changed = _changed(self.config(), config)
             ran = {"config": self.config_file(config), "changed": changed}
-            log.append({"attempt": attempt, **provenance.record, **ran})
+            mark = {"attempt": attempt, "mark": uuid.uuid4().hex}
+            log.append({**mark, **provenance.record, **ran})
             log.sync()
+            self._attempt = mark
         if provenance.diff_file is not None:
             write_atomically(self.path / provenance.diff_file, provenance.diff)
         lock.set_attempt(attempt)
         self.failed_path.unlink(missing_ok=True)
         return attempt
 
+    def is_stale(self) -> bool:
+        """Whether a later attempt than the one this object began has begun.
+
+        The lock keeps that from happening, where it holds: a file server may take the lock of a
+        machine that it has lost sight of, and that works on. The last line of the file decides.
+        """
+        if self._attempt is None:
+            return False
+        last = self.attempts()[-1:]
+        return bool(last) and last[0].get("mark") != self._attempt["mark"]
+
+    def refuse_stale(self) -> None:
+        """Raise StaleAttemptError if a later attempt has begun; before anything is kept."""
+        if self.is_stale():
+            assert self._attempt is not None
+            rule = f"attempt {self._attempt['attempt']} has been overtaken by a later one"
+            raise StaleAttemptError(Problem(str(self.path), f"{rule}: it keeps nothing more"))
+
     def mark_done(self, result: dict[str, Any]) -> None:
-        """Write the result; from now on the run is finished."""
+        """Write the result; from now on the run is finished. Raises StaleAttemptError."""
+        self.refuse_stale()
         write_json(self.done_path, {"finished_at": datetime.now(UTC).isoformat(), **result})
 
     def mark_failed(self, error: Dsv3Error, **context: Any) -> None:

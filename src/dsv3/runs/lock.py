@@ -21,7 +21,7 @@ from dsv3.files import storage_error
 
 # A winner needs a moment to write its name, and a reader of the holder blocks the lock for a
 # moment: within this time a refusal is asked again.
-_GRACE_S = 0.3
+LOCK_GRACE_S = 0.3
 _POLL_S = 0.03
 
 
@@ -36,10 +36,14 @@ class Holder:
 
 
 class RunLock:
-    """The lock of a run directory; held from `acquire` (or `with`) until `release` or death."""
+    """The lock of a run directory; held from `acquire` (or `with`) until `release` or death.
 
-    def __init__(self, path: Path) -> None:
+    Who holds it already is waited for, `patience_s` at most.
+    """
+
+    def __init__(self, path: Path, *, patience_s: float = LOCK_GRACE_S) -> None:
         self.path = path
+        self._patience_s = patience_s
         self._descriptor: int | None = None
         self._holder = Holder("", 0, "")
 
@@ -51,13 +55,13 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock.
 
-        Raises LockHeldError naming host and pid within a second if another process has it,
+        Raises LockHeldError naming host and pid if another process has it and keeps it,
         CapacityError if the file system cannot lock.
         """
         assert not self.held, f"{self.path=} is already held by this object"
         descriptor = _open(self.path)
         try:
-            _take(descriptor, self.path)
+            _take(descriptor, self.path, self._patience_s)
         except BaseException:
             os.close(descriptor)
             raise
@@ -140,8 +144,8 @@ def _open(path: Path) -> int:
         raise storage_error(path, error, "make the run directory writable") from error
 
 
-def _take(descriptor: int, path: Path) -> None:
-    deadline_s = time.monotonic() + _GRACE_S
+def _take(descriptor: int, path: Path, patience_s: float) -> None:
+    deadline_s = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

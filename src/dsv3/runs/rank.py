@@ -14,6 +14,13 @@ BOARD_VARIABLE = "DSV3_BOARD"
 """Descriptor of the board, and the seconds a rank may be silent: `7:30.0`."""
 STORE_SOCKET_VARIABLE = "DSV3_STORE_SOCKET"
 """Descriptor of a listening socket for the store of the ranks; -1 for those that connect to it."""
+STORE_VARIABLE = "DSV3_STORE"
+"""Of ranks on several machines: `serve` if rank 0 serves the store at MASTER_ADDR and MASTER_PORT,
+`join` if something else does."""
+LOCK_PATIENCE_VARIABLE = "DSV3_LOCK_PATIENCE_S"
+"""Seconds to wait for the run's lock: a file server may hold that of a lost machine for a while."""
+PREPARED_ONLY_VARIABLE = "DSV3_PREPARED_ONLY"
+"""Set: the text was prepared beforehand; many ranks must not each prepare it on their machines."""
 STACK_SIGNAL = signal.SIGUSR2
 """Asks a rank to write the Python stack of every thread."""
 

@@ -25,6 +25,7 @@ class Progress:
 
     `loss` is that of the last step, `validation_loss` of the last evaluation, in nats per token.
     `seconds_left` by the speed of the last steps, for a run that is training. None: not known yet.
+    `job` is what a cluster says of a run that was handed in.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Progress:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     failure: str | None = None
+    job: str | None = None
 
     def record(self) -> dict[str, Any]:
         """This as plain data, for --json."""

@@ -1,5 +1,6 @@
 """One attempt at a run, from the lock to the result."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -17,11 +18,12 @@ from dsv3.plan.scheduled import scheduled
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import RunLock
 from dsv3.runs.provenance import collect
-from dsv3.runs.rank import RankArguments
+from dsv3.runs.rank import PREPARED_ONLY_VARIABLE, RankArguments
 from dsv3.train.alarms import Alarms
 from dsv3.train.build import build_engine, build_model, choose_device
 from dsv3.train.checkpointing import Checkpoints
 from dsv3.train.digests import Digests, StepDigests
+from dsv3.train.fence import Fence
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.layers import ModelLayers
 from dsv3.train.loop import Trainer, train_to_end
@@ -51,7 +53,12 @@ def train_attempt(
     if run.result() is not None:
         return
     began_s = time.monotonic()
-    prepared = prepare(config.data, vocab_size=config.model.vocab_size, progress=unseen)
+    prepared = prepare(
+        config.data,
+        vocab_size=config.model.vocab_size,
+        progress=unseen,
+        only_open=PREPARED_ONLY_VARIABLE in os.environ,
+    )
     provenance = collect(
         config,
         argv=sys.argv,
@@ -87,7 +94,7 @@ def _train(
     model = build_model(config, device, ranks.place)
     pipeline = build_pipeline(model, config, ranks.place, device)
     engine = build_engine(model, config, device, pipeline)
-    checkpoints = Checkpoints(run, config, device=device, ranks=ranks)
+    checkpoints = Checkpoints(run, config, device=device, ranks=ranks, attempt=attempt)
     seed_streams(config.seed, ranks.rank, step=0, device=device)
     with heartbeat.phase("loading a checkpoint", config.run.storage_timeout):
         position, state, skipped = checkpoints.resume(engine)
@@ -130,6 +137,7 @@ def _train(
         policies=Policies(config.health, None if state is None else state["policies"]),
         recorder=Recorder(config, ranks, run.path, device),
         proof=Proof(config, ranks, model, run, attempt=attempt),
+        fence=Fence(run, is_first=ranks.is_first),
     )
     try:
         evaluation = train_to_end(trainer)

@@ -47,9 +47,16 @@ class Checkpoints:
     """The checkpoints of one run; every rank has one of these, and all ranks call it together."""
 
     def __init__(
-        self, run: RunDirectory, config: RunConfig, *, device: torch.device, ranks: Ranks
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        *,
+        device: torch.device,
+        ranks: Ranks,
+        attempt: int,
     ) -> None:
         self._run = run
+        self._attempt = attempt
         self._config = config
         self._device = device
         self._ranks = ranks
@@ -158,15 +165,20 @@ class Checkpoints:
     ) -> None:
         if self._saved_step == position.step:
             return
+
+        def before_publish() -> None:
+            self._run.refuse_stale()
+            reporter.sync()
+
         self._saver.begin(
             engine.fragments(),
             step=position.step,
             optimizer_step=engine.optimizer_step,
-            attempt=len(self._run.attempts()),
+            attempt=self._attempt,
             layout=self._config.parallelism.model_dump(mode="json"),
             state=state | {"position": position.state()},
             rank_state={"random": capture_random_state(self._device)},
-            before_publish=reporter.sync,
+            before_publish=before_publish,
         )
 
     @contextlib.contextmanager

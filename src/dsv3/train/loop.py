@@ -22,6 +22,7 @@ from dsv3.train.checkpointing import Checkpoints, Resumed
 from dsv3.train.digests import Digests
 from dsv3.train.evaluation import Evaluation, evaluate
 from dsv3.train.evaluation_files import save_evaluation
+from dsv3.train.fence import Fence
 from dsv3.train.health import refuse_different_replicas, refuse_non_finite_loss
 from dsv3.train.heartbeat import Heartbeat
 from dsv3.train.layers import ModelLayers
@@ -62,6 +63,7 @@ class Trainer:
     policies: Policies
     recorder: Recorder
     proof: Proof
+    fence: Fence
 
     @property
     def done(self) -> bool:
@@ -224,7 +226,11 @@ def _micro_batches(trainer: Trainer, mtp_loss_coeff: float) -> list[tuple[Tensor
 
 def _between_steps(trainer: Trainer) -> None:
     """What the ranks do together or not at all: end a save that all have written, stop if asked."""
-    asked, writing = trainer.ranks.largest(trainer.stop.number, int(trainer.checkpoints.writing))
+    asked, writing, stale = trainer.ranks.largest(
+        trainer.stop.number, int(trainer.checkpoints.writing), int(trainer.fence.stale())
+    )
+    if stale:
+        raise trainer.fence.as_error()
     if not writing:
         trainer.checkpoints.collect(trainer.reporter)
     if asked == 0:

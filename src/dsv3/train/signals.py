@@ -44,10 +44,13 @@ class StopRequest:
     """While entered, a stop signal is only remembered; `requested` says whether one came.
 
     Enter it as early as a rank can save, leave it last. The first signal decides the exit code:
-    130 for SIGINT, 85 (please requeue) for the others; further ones change nothing.
+    130 for SIGINT, 85 (please requeue) for the others; further ones change nothing. With
+    `deaf_afterwards` not even once it is left: a process that only has to say how it ended is not
+    killed by the same signal from another side.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, deaf_afterwards: bool = False) -> None:
+        self._deaf_afterwards = deaf_afterwards
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -75,7 +78,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._deaf_afterwards else handler)
         self._previous.clear()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +11,15 @@ from dsv3.errors import CapacityError, Dsv3Error, NumericHealthError, Problem, R
 from dsv3.files import refused, storage_error
 from dsv3.redaction import RedactingFormatter, print_no_secret_when_lost
 from dsv3.runs.directory import RunDirectory
-from dsv3.runs.lock import RunLock
-from dsv3.runs.rank import Place, RankArguments, log_name, stack_name
+from dsv3.runs.lock import LOCK_GRACE_S, RunLock
+from dsv3.runs.rank import (
+    BOARD_VARIABLE,
+    LOCK_PATIENCE_VARIABLE,
+    Place,
+    RankArguments,
+    log_name,
+    stack_name,
+)
 from dsv3.runs.records import EventLog
 from dsv3.train.heartbeat import Heartbeat, answer_with_stacks
 from dsv3.train.signals import (
@@ -52,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_to_file(run, log_name(place.rank))
         if not place.alone:
             answer_with_stacks(run.logs / stack_name(place.rank))
-        with StopRequest() as stop:
+        with StopRequest(deaf_afterwards=BOARD_VARIABLE in os.environ) as stop:
             if place.alone:
                 stop_with_launcher()
             with _lock(run, place) as lock:
@@ -65,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lock(run: RunDirectory, place: Place) -> contextlib.AbstractContextManager[RunLock | None]:
     """The lock of the run for its first rank; the others come and go with that one."""
-    return RunLock(run.lock_path) if place.first else contextlib.nullcontext()
+    if not place.first:
+        return contextlib.nullcontext()
+    patience_s = os.environ.get(LOCK_PATIENCE_VARIABLE, str(LOCK_GRACE_S))
+    return RunLock(run.lock_path, patience_s=float(patience_s))
 
 
 def _attempt(

@@ -62,6 +62,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
         "multirun": True,
         "config_dir": Path("mine"),
         "dry_run": True,
+        "watch": False,
         "retry": False,
         "strict": False,
         "as_json": True,
@@ -104,7 +105,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
                 {"step": 3, "ema": False, "as_json": False},
             ),
         ),
-        (["doctor", "--json"], ("doctor.doctor", (), {"as_json": True})),
+        (["doctor", "--json"], ("doctor.doctor", ([],), {"config_dir": None, "as_json": True})),
     ],
 )
 def test_verbs(words: list[str], call: Any, calls: Any) -> None:

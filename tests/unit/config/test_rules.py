@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dsv3.config import pipeline_rules, rules
+from dsv3.config import launcher_rules, pipeline_rules, rules
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
 from unit.config import precision_cases
@@ -58,6 +58,7 @@ RANKS = {
     "schedule.micro_batch_size": 8,
     "schedule.global_batch_size": 32,
 }
+SLURM = {"launcher.kind": "slurm", "launcher.profile": "test"}
 DUALPIPEV = {"parallelism.pipeline_schedule": "dualpipev"}
 FULL_PIPELINE = DUALPIPEV | {
     "model.num_hidden_layers": 16,
@@ -397,6 +398,35 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
         " recompute=full or none, or launcher.compile=false",
     ),
     *precision_cases.CASES,
+    (
+        launcher_rules.a_cluster_has_its_profile,
+        SLURM,
+        {"launcher.profile": None},
+        "launcher=slurm: needs launcher.profile: what a node of the cluster has, and whose account"
+        " it is; write launcher.profile=NAME; that is launchers/profiles/NAME.yaml, shipped or in"
+        " --config-dir",
+    ),
+    (
+        launcher_rules.this_machine_has_no_profile,
+        SLURM,
+        {"launcher.kind": "local"},
+        "launcher.profile=test: names a cluster, but launcher.kind=local trains on this machine;"
+        " add launcher=slurm",
+    ),
+    (
+        launcher_rules.a_profile_is_a_name,
+        SLURM,
+        {"launcher.profile": "../test"},
+        "launcher.profile=../test: must be a name: letters, digits, `_`, `.` and `-`; it is the"
+        " NAME of launchers/profiles/NAME.yaml, shipped or in --config-dir",
+    ),
+    (
+        launcher_rules.a_time_limit_is_one,
+        SLURM | {"launcher.time": "2-00:00:00"},
+        {"launcher.time": "4 hours"},
+        "launcher.time=4 hours: must be minutes, or [days-]hours:minutes:seconds; as in"
+        " launcher.time=4:00:00 or 2-00:00:00",
+    ),
     (
         rules.no_value_holds_a_secret,
         {"run.tag": "mine", "data.path": "/data/part-?.jsonl"},

@@ -58,7 +58,8 @@ checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.group tracking.name tracking.tags tracking.mode
 tracking.every_steps
 launcher.kind launcher.device launcher.threads_per_rank launcher.parallel launcher.keep_memory
-launcher.compile
+launcher.compile launcher.profile launcher.time launcher.ranks_by launcher.save_seconds
+launcher.fruitless_starts
 """.split()  # noqa: SIM905 - a list of keys reads better without quotes
 
 

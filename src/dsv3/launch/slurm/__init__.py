@@ -1,0 +1,1 @@
+"""Ranks as jobs of a Slurm cluster."""

@@ -1,0 +1,47 @@
+"""A controller that is late or away while jobs are handed in: one job in the end, and a message."""
+
+import json
+import threading
+
+import pytest
+
+from slurm.configuration import MESSAGE_TIMEOUT_S
+from slurm.project import Project
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def project(cluster, tmp_path):
+    made = Project(cluster, tmp_path)
+    made.profile()
+    made.prepare()
+    return made
+
+
+def test_a_job_that_is_taken_after_sbatch_gave_up_is_handed_in_once(project, cluster):
+    """sbatch says `Socket timed out`, and the controller takes the job when it goes on."""
+    cluster.freeze_controller()
+    late = threading.Timer(3 * MESSAGE_TIMEOUT_S, cluster.thaw_controller)
+    late.start()
+    code, out, err = project.dsv3(*project.asked())
+    late.join()
+    assert code == 0, err
+    [entry] = json.loads(out)["runs"]
+    assert entry["outcome"] == "handed in"
+    project.wait_done(entry["id"])
+    name = cluster.job(entry["job"]).name
+    assert [row.id for row in cluster.jobs(name)] == [entry["job"]]
+
+
+def test_without_a_controller_a_command_ends_with_its_name_and_is_asked_again(project, cluster):
+    cluster.stop_controller()
+    code, out, err = project.dsv3(*project.asked())
+    assert (code, json.loads(out)["error"]["id"]) == (3, "scheduler")
+    assert "error[scheduler]" in err
+    assert "Unable to contact slurm controller" in err
+    cluster.start_controller()
+    assert cluster.jobs() == [] or all(row.ended for row in cluster.jobs())
+    [entry] = project.train()
+    assert entry["outcome"] == "handed in"
+    project.wait_done(entry["id"])

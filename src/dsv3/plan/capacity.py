@@ -23,9 +23,14 @@ def check_capacity(config: RunConfig, machine: Machine) -> None:
     """Raise CapacityError if a step would need more memory than `machine` has, with what to change.
 
     On GPUs every rank needs one of its own; on a CPU all ranks share the memory. Also raised where
-    Transformer Engine cannot run the precision recipe.
+    Transformer Engine cannot run the precision recipe, for its GPU or for not being installed.
     """
     check_transformer_engine(config, machine)
+    check_memory(config, machine)
+
+
+def check_memory(config: RunConfig, machine: Machine) -> None:
+    """The half of it that may be asked of machines elsewhere, of which nobody knows what runs."""
     peak = peak_memory(config, device=device_kind(config, machine))
     in_all = peak.bytes_of_all_ranks(config.parallelism.data_parallel_size)
     if peak.device == "cuda":

@@ -66,7 +66,13 @@ def test_nodes_too_small_for_the_state_are_refused():
     big = compose(["model=moe_16b", "launcher=slurm", "launcher.profile=h800"]).config
     with pytest.raises(CapacityError, match=r"a GPU here has 1\.0 GiB"):
         refuse_too_small(big, small)
-    refuse_too_small(big, NODE.model_copy(update={"gpu_memory_gib": 79.0}))
+    refuse_too_small(big, NODE.model_copy(update={"gpu_memory_gib": 141.0}))
+
+
+def test_the_hosts_of_a_cluster_are_not_asked_for_what_is_installed_here():
+    """Transformer Engine may be there and not here; a rank finds out."""
+    words = ["model=moe_16b", "launcher=slurm", "launcher.profile=h800", "precision=fp8_block"]
+    refuse_too_small(compose(words).config, NODE.model_copy(update={"gpu_memory_gib": 141.0}))
 
 
 def test_runs_of_one_shape_share_an_array():

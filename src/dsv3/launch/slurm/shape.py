@@ -7,7 +7,7 @@ from dsv3.config.root import RunConfig
 from dsv3.errors import CapacityError, ConfigError, Problem
 from dsv3.launch.slurm.profile import Profile
 from dsv3.machine import Gpu, Machine
-from dsv3.plan.capacity import check_capacity
+from dsv3.plan.capacity import check_memory
 from dsv3.plan.quantities import plural
 
 UNKNOWN_GIB = 1 << 20
@@ -61,7 +61,7 @@ def per_node_at_most(profile: Profile) -> int:
 
 
 def refuse_too_small(config: RunConfig, profile: Profile) -> None:
-    """Raise CapacityError if nodes of the cluster, as described, cannot hold the run's state."""
+    """Raise CapacityError if nodes of the cluster, as described, cannot hold the run."""
     shape = shape_of(config, profile)
     memory = (profile.memory_gib_per_node or UNKNOWN_GIB) * 2**30
     gpu_memory = int((profile.gpu_memory_gib or UNKNOWN_GIB) * 2**30)
@@ -73,7 +73,7 @@ def refuse_too_small(config: RunConfig, profile: Profile) -> None:
         gpu_driver=None,
     )
     try:
-        check_capacity(config, machine)
+        check_memory(config, machine)
     except CapacityError as error:
         told = [problem for problem in error.problems if "this machine" not in problem.rule]
         setting = f"launcher.profile={config.launcher.profile}"

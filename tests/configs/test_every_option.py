@@ -14,7 +14,10 @@ OPTIONS = [
     if group != "recipe"  # a sweep, not a part of a configuration: test_recipes.py
     for name in options
 ]
-NEEDS = {("data", "jsonl"): ["data.path=files.jsonl"]}
+NEEDS = {
+    ("data", "jsonl"): ["data.path=files.jsonl"],
+    ("launcher", "slurm"): ["launcher.profile=test"],
+}
 
 
 def test_the_options_are_all_files_of_conf() -> None:

@@ -56,6 +56,7 @@ def jobs_of_runs(liar: LyingScheduler, root) -> Counter[str]:
     return found
 
 
+@pytest.mark.slurm  # needs none, but more than a minute
 def test_none_is_lost_and_none_is_handed_in_twice(liar, tmp_path, record_property):
     words = ["model=moe_nano", "launcher=slurm", "launcher.profile=test"]
     config = compose([*words, f"run_root={tmp_path / 'runs'}"]).config

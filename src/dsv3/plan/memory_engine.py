@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dsv3.config.root import RunConfig
 from dsv3.plan.memory import BYTES_PER_MASTER, BYTES_PER_MOMENT, StageWeights, bytes_per_weight
 from dsv3.plan.memory_ops import (
+    BF16,
     FP32,
     GRADIENTS_BF16,
     GRADIENTS_FP32,
@@ -80,11 +81,18 @@ class Gradients(NamedTuple):
 
 
 def _summed_gradients(config: RunConfig, dense: int, held: int, shared: int) -> Gradients:
-    """FP32 sums are there all the time; to be reduced, small groups of them are copied together."""
+    """FP32 sums are there all the time; to be reduced, small groups of them are copied together.
+
+    ZeRO-2 has the other optimizer: a bucket in BF16 in every backward pass, and sums of what a rank
+    owns from the first reduction on.
+    """
     layout = config.parallelism
-    owned = shared if layout.zero_stage >= 2 else held
+    if layout.zero_stage >= 2:
+        accumulates = config.gradient_accumulation_steps > 1
+        sums = shared * FP32 if accumulates else 0
+        return Gradients(sums, BUCKET_ELEMENTS * BF16, shared * FP32 - sums, GRADIENTS_BF16)
     together = layout.world_size > 1 and dense <= REDUCED_ELEMENTS
-    return Gradients(owned * FP32, 0, dense * FP32 if together else 0, GRADIENTS_BF16)
+    return Gradients(held * FP32, 0, dense * FP32 if together else 0, GRADIENTS_BF16)
 
 
 def _fp32_gradients(config: RunConfig, held: int, dense_share: int, expert_share: int) -> Gradients:

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 FP32 = 4
+BF16 = 2
 INT64 = 8
 
 Part = Literal["activations", "dispatch", "logits"]

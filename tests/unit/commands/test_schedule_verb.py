@@ -13,7 +13,13 @@ import pytest
 from dsv3 import cli
 from dsv3.config.compose import compose
 
-WORDS = ["config", "schedule", "model=moe_nano", "schedule.total_tokens=1_000_000"]
+WORDS = [
+    "config",
+    "schedule",
+    "model=moe_nano",
+    "schedule.total_tokens=1_000_000",
+    "schedule.batch_size_quantum=2",
+]
 BRAILLE = re.compile("[\u2801-\u28ff]")
 
 

@@ -50,7 +50,7 @@ def test_phases_are_in_the_units_of_the_run() -> None:
         (0.004, 0.004),
         (0.004, 0.0004),
     ]
-    assert [(s.value_at_begin, s.value_at_end) for s in curves["batch_size"]] == [(2, 8), (8, 8)]
+    assert [(s.value_at_begin, s.value_at_end) for s in curves["batch_size"]] == [(4, 8), (8, 8)]
     assert [s.value_at_end for s in curves["bias_update_speed"]] == [0.003, 0.0]
     assert [s.value_at_end for s in curves["mtp_loss_coeff"]] == [0.3, 0.1]
 

@@ -213,19 +213,22 @@ def test_cut_keeps_the_first_bits_toward_zero(bits: int) -> None:
 
 
 def test_sums_in_fp32_scales_round_as_a_fused_multiply_add() -> None:
-    """Two runs, 1 x 1: t = p s_left; y = fma(t, s_right, y)."""
+    """Two runs: t = p s_left; y = fma(t, s_right, y), one element after the other."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(1, 2 * TILE, generator=generator) for _ in range(2))
+    a, b = (torch.randn(12, 2 * TILE, generator=generator) for _ in range(2))
     left, right = (round_to_fp8(x, ROWS, power_of_two=False) for x in (a, b))
     assert left.inverse_scales is not None
     assert right.inverse_scales is not None
-    y = 0.0
-    for k in range(2):
-        run = slice(k * TILE, (k + 1) * TILE)
-        p = (left.values[:, run] @ right.values[:, run].t()).item()
-        t = float(np.float32(p) * np.float32(left.inverse_scales[0, k].item()))
-        y = float(np.float32(t * right.inverse_scales[0, k].item() + y))
-    assert product(left, right, Sums()).item() == y
+    sums = [
+        left.values[:, run] @ right.values[:, run].t() for run in (slice(TILE), slice(TILE, None))
+    ]
+    found = product(left, right, Sums())
+    for m, n in np.ndindex(12, 12):
+        y = 0.0
+        for k, of_run in enumerate(sums):
+            t = np.float32(of_run[m, n].item()) * np.float32(left.inverse_scales[m, k].item())
+            y = float(np.float32(float(t) * right.inverse_scales[n, k].item() + y))
+        assert found[m, n].item() == y
 
 
 def test_a_transposed_column_is_a_row() -> None:

@@ -170,11 +170,12 @@ class PartMemory:
     def __init__(
         self, config: RunConfig, p: Pass, ranges: list[range], number: int, rule: GradientRule
     ) -> None:
-        self.layers = list(_layers(config, p, ranges, number, rule))
+        # Runs of layers that are alike: a model may have as many layers as somebody types.
+        self.runs = [run for run in _runs(config, p, ranges, number, rule) if run.layers > 0]
         self.kept: dict[str, int] = {}
-        for each in self.layers:
+        for each, layers in self.runs:
             for name, size in each.kept.items():
-                self.kept[name] = self.kept.get(name, 0) + size
+                self.kept[name] = self.kept.get(name, 0) + layers * size
         if number + 1 < len(ranges):  # its output stays until the gradient of it comes
             self.kept["activations"] = self.kept.get("activations", 0) + p.of(p.model.hidden_size)
         self._rule = rule
@@ -188,30 +189,43 @@ class PartMemory:
     def forward(self) -> int:
         """The most while it runs forward."""
         before, most = 0, 0
-        for each in self.layers:
-            most = max(most, before + each.forward)
-            before += each.kept_in_all
+        for each, layers in self.runs:
+            before += layers * each.kept_in_all
+            most = max(most, before - each.kept_in_all + each.forward)  # in the last of them
         return most
 
     @cached_property
     def backward(self) -> int:
         """The most while it runs backward, with the gradients of weights that stay."""
         before, made, most = self.kept_in_all, 0, 0
-        for each in reversed(self.layers):
-            before -= each.kept_in_all
-            most = max(most, before + each.backward + made)
-            made += self._rule.left([each.weights])
+        for each, layers in reversed(self.runs):
+            left = self._rule.left([each.weights])
+            others = layers - 1  # what they lose and leave is the same for each: an end is the most
+            first = before - each.kept_in_all + made
+            last = first + others * (left - each.kept_in_all)
+            most = max(most, first + each.backward, last + each.backward)
+            before -= layers * each.kept_in_all
+            made += layers * left
         return most
 
 
-def _layers(
+class Run(NamedTuple):
+    """Layers in a row that are alike, and how many."""
+
+    layer: LayerMemory
+    layers: int
+
+
+def _runs(
     config: RunConfig, p: Pass, ranges: list[range], number: int, rule: GradientRule
-) -> Iterator[LayerMemory]:
+) -> Iterator[Run]:
     part, dense = ranges[number], config.model.first_k_dense_replace
     if number == 0:
-        yield embedding(p, rule)
-    for layer in part:
-        yield block(p, rule, is_moe=layer >= dense)
+        yield Run(embedding(p, rule), 1)
+    first_moe = min(max(part.start, dense), part.stop)
+    yield Run(block(p, rule, is_moe=False), first_moe - part.start)
+    yield Run(block(p, rule, is_moe=True), part.stop - first_moe)
     if number == len(ranges) - 1:
-        yield head(p, rule)
-        yield from mtp_modules(p, rule, config.mtp.num_nextn_predict_layers)
+        yield Run(head(p, rule), 1)
+        for module in mtp_modules(p, rule, config.mtp.num_nextn_predict_layers):
+            yield Run(module, 1)

@@ -22,7 +22,8 @@ model.num_experts_per_tok model.n_group model.topk_group model.scoring_func mode
 model.routed_scaling_factor model.num_attention_heads model.q_lora_rank model.kv_lora_rank
 model.qk_nope_head_dim model.qk_rope_head_dim model.v_head_dim model.max_position_embeddings
 model.rope_theta model.rope_scaling model.rms_norm_eps model.initializer_range
-precision.recipe precision.dispatch precision.dgrad_tiling
+precision.recipe precision.backend precision.dispatch precision.scales precision.dgrad_tiling
+precision.accumulate_bits precision.promote_every
 schedule.total_tokens schedule.reference_tokens schedule.sequence_length schedule.global_batch_size
 schedule.lr schedule.lr_curve.start schedule.lr_curve.phases
 schedule.bias_update_speed_curve.start schedule.bias_update_speed_curve.phases
@@ -53,7 +54,7 @@ model.balance_strengths.bias_update_speed model.balance_strengths.sequence
 model.balance_strengths.device model.balance_strengths.communication
 evaluation.every_steps evaluation.sequences
 health.window_steps health.lowest_load_entropy health.largest_bias_spread health.largest_saturation
-health.replica_check_steps
+health.replica_check_steps health.largest_fp8_overflow health.largest_fp8_underflow
 checkpoint.every_steps checkpoint.keep checkpoint.resume
 tracking.backend tracking.project tracking.group tracking.name tracking.tags tracking.mode
 tracking.every_steps

@@ -59,7 +59,12 @@ def attempt(directory: Path, *overrides: str, factors: dict[int, float]) -> Iter
     directory.mkdir(exist_ok=True)
     files = {f"{name}_path": directory / f"{name}.jsonl" for name in ("metrics", "events")}
     run = SimpleNamespace(
-        id="run", path=directory, checkpoints=directory / "checkpoints", attempts=list, **files
+        id="run",
+        path=directory,
+        checkpoints=directory / "checkpoints",
+        attempts=list,
+        refuse_stale=lambda: None,
+        **files,
     )
     with training(*OVERRIDES, *overrides) as trainer:
         config = trainer.config

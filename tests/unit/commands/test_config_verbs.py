@@ -122,7 +122,7 @@ def test_recipes_are_listed_with_their_first_sentence(capsys: pytest.CaptureFixt
     options = json.loads(printed(capsys, "ls", "recipe", "--json"))["recipe"]
     found = {option["name"]: option["comment"] for option in options}
     assert found["table4_mtp"].startswith("Table 4: a depth-1 MTP module or none; ")
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 def test_a_recipe_is_shown_arm_by_arm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,16 +58,16 @@ def test_rows_and_sentences() -> None:
     known = progress(
         "running",
         step=20,
-        total_steps=266,
+        total_steps=262,
         loss=3.14159,
         validation_loss=3.2,
         tokens_per_second=9000.4,
         seconds_left=80.2,
     )
-    cells = ("arm", "1", "running", "20/266", "3.1416", "3.2000", "9,000", "0:01:20")
+    cells = ("arm", "1", "running", "20/262", "3.1416", "3.2000", "9,000", "0:01:20")
     assert row(known) == cells
     assert len(cells) == len(COLUMNS)
-    assert figures(known) == "step 20/266  loss 3.1416  9,000 tokens/s  0:01:20 left"
+    assert figures(known) == "step 20/262  loss 3.1416  9,000 tokens/s  0:01:20 left"
     assert row(progress("new"))[3:] == ("0/?", "-", "-", "-", "-")
     assert figures(progress("running")) == "starting"
     every = [progress(status) for status in ("done", "running", "failed", "done", "running")]
@@ -110,7 +110,7 @@ def test_lines_say_who_is_how_far_and_what_failed(jobs, capsys, tmp_path) -> Non
     first, _, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith("[2/3] two words seed 2: moe_nano: ")
     assert rest == [
-        "[1/3] seed 1: step 3/266  loss 2.5000",
+        "[1/3] seed 1: step 3/262  loss 2.5000",
         "[2/3] two words seed 2: starting",
         "[2/3] two words seed 2: error[numeric]: NaN \\x1b[31m",
         "[2/3] two words seed 2: failed, exit code 5",
@@ -136,7 +136,7 @@ def test_the_table_of_a_terminal(jobs, monkeypatch) -> None:
         table.ended(Outcome(jobs[0], 0, trained=True), None, 0)
     shown = terminal.getvalue()
     assert "seeds-1: 0 of 3 done, 2 new, 1 stopped" in shown
-    assert "3/266" in shown and "two words" in shown and "[1/3] seed 1: done" in shown
+    assert "3/262" in shown and "two words" in shown and "[1/3] seed 1: done" in shown
     terminal.close()
     table.look(jobs)  # a terminal that went away ends no sweep
     with sweep_view.view("s", jobs, side_by_side=False, quiet=False) as watcher:

@@ -13,6 +13,9 @@ from dsv3.train.loop import _micro_batches
 from dsv3.train.position import Position
 
 
+RAMP = ["model=moe_nano", "schedule.batch_size_quantum=2"]  # steps of 2, 4, 6 and 8 samples
+
+
 class Numbered:
     """Sample n is the token n, over and over."""
 
@@ -31,7 +34,7 @@ class Numbered:
     ],
 )
 def test_a_run_uses_every_sample_once_and_in_order(largest: int, cuts: list[list[int]]) -> None:
-    overrides = ["model=moe_nano", "schedule.sequence_length=3", "schedule.total_tokens=10_000"]
+    overrides = [*RAMP, "schedule.sequence_length=3", "schedule.total_tokens=10_000"]
     config = compose([*overrides, f"schedule.micro_batch_size={largest}"]).config
     position, used, seen = Position(), [], []
     while position.tokens < config.schedule.total_tokens:
@@ -54,7 +57,7 @@ def test_a_run_uses_every_sample_once_and_in_order(largest: int, cuts: list[list
 
 @pytest.mark.parametrize("layout", ["dp2", "ep2"])
 def test_ranks_share_out_the_samples_of_each_step(layout: str) -> None:
-    overrides = ["model=moe_nano", "schedule.sequence_length=3", "schedule.total_tokens=10_000"]
+    overrides = [*RAMP, "schedule.sequence_length=3", "schedule.total_tokens=10_000"]
     config = compose([*overrides, f"parallelism={layout}", "schedule.micro_batch_size=2"]).config
     position = Position()
     while position.tokens < config.schedule.total_tokens:

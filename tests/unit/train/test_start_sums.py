@@ -92,7 +92,8 @@ class Numbered:
 @pytest.mark.parametrize(("tokens", "samples"), [(10_000, FIRST_SAMPLES), (3 * 20, 26)])
 def test_the_first_samples_are_read_as_the_steps_read_them(tokens: int, samples: int) -> None:
     overrides = ["model=moe_nano", "schedule.sequence_length=3", "parallelism=dp2"]
-    more = ["schedule.micro_batch_size=2", f"schedule.total_tokens={tokens}"]
+    more = ["schedule.micro_batch_size=2", "schedule.batch_size_quantum=2"]
+    more.append(f"schedule.total_tokens={tokens}")
     config, read = compose([*overrides, *more]).config, []
     for rank in range(2):
         numbered, place = Numbered(), place_of(config.parallelism, rank)

@@ -12,7 +12,6 @@ from dsv3.parallel.mesh import place_of
 from dsv3.train.loop import _micro_batches
 from dsv3.train.position import Position
 
-
 RAMP = ["model=moe_nano", "schedule.batch_size_quantum=2"]  # steps of 2, 4, 6 and 8 samples
 
 

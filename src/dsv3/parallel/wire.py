@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE = 128
-LARGEST_E4M3 = 448.0
+from dsv3.ops.fp8 import LARGEST_E4M3, TILE
+
 SMALLEST_SCALE = 2.0**-100
 
 

@@ -11,6 +11,7 @@ from math import comb
 from dsv3.config.hardware import Hardware
 from dsv3.config.model import ModelConfig
 from dsv3.config.root import RunConfig
+from dsv3.plan.memory import bytes_per_weight
 
 FP8_TILE, SCALE_BYTES = 128, 4
 GATE_BYTES = 4
@@ -67,7 +68,7 @@ def exchange(
     To the experts and back, then the gradients on the same ways. With `precision.dispatch=fp8`
     those to the experts are FP8 with their scales, the others have the type of the weights.
     """
-    wide = config.model.hidden_size * (4 if config.precision.recipe == "fp32" else 2)
+    wide = config.model.hidden_size * bytes_per_weight(config.precision.recipe)
     narrow = wide
     if config.precision.dispatch == "fp8":
         width = config.model.hidden_size

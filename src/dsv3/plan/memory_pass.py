@@ -7,6 +7,7 @@ from dsv3.config.model import ModelConfig
 from dsv3.config.recompute import RecomputePolicy
 from dsv3.config.root import RunConfig
 from dsv3.plan.imbalance import rows_of_rank
+from dsv3.plan.memory import bytes_per_weight
 
 Device = Literal["cpu", "cuda"]
 Kernel = Literal["fused", "halves", "plain"]
@@ -98,7 +99,7 @@ def pass_of(config: RunConfig, *, device: Device, max_violation: float) -> Pass:
         model=config.model,
         sequences=sequences,
         length=schedule.sequence_length,
-        activation_bytes=4 if config.precision.recipe == "fp32" else 2,
+        activation_bytes=bytes_per_weight(config.precision.recipe),
         device=device,
         fp8=config.precision.has_fp8_products,
         recompute=config.recompute,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsv3.config.precision import PrecisionConfig
-from dsv3.ops.fp8 import BLOCKS, COLUMNS, ROWS, Shape, range_of
+from dsv3.ops.fp8 import BLOCKS, COLUMNS, LARGEST_E4M3, LARGEST_LOST, ROWS, Shape, range_of
 from dsv3.ops.gemm_log import Gemm, GemmKind, Range, Role, is_recording, note, note_range
 
 UNKNOWN: Final = "unknown"
@@ -27,7 +27,7 @@ _MODULES: Final = {"linear": "general_gemm", "grouped_linear": "general_grouped_
 _KINDS: Final[dict[str, GemmKind]] = {"TN": "fprop", "NN": "dgrad", "NT": "wgrad"}
 _SHORT: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Largest number, and half of the smallest step: what is not above it becomes zero.
-_E4M3: Final = (448.0, 2.0**-10)
+_E4M3: Final = (LARGEST_E4M3, LARGEST_LOST)
 _E5M2: Final = (57344.0, 2.0**-17)
 
 

@@ -7,11 +7,13 @@ processes to users, and device files stand for GPUs. `down` ends what `up` start
 
 import argparse
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +49,9 @@ class Cluster:
         self.base = base
         self.shape = shape or Shape()
         self.conf = base / "etc" / "slurm.conf"
+        # A way to `base` that leaves room: slurmd refuses a socket of more than 107 characters.
+        name = hashlib.sha256(os.fsencode(base)).hexdigest()[:8]
+        self._short = Path(tempfile.gettempdir()) / f"dsv3-slurm-{name}"
         self._daemons = Daemons(base / "run" / "daemons.json", stay=stay)
 
     @property
@@ -88,6 +93,7 @@ class Cluster:
             self._daemons.end(name, signal.SIGKILL)
         kill([pid for node in self.nodes for pid in self._of_node(node)])
         self._daemons.end(MUNGE)
+        self._short.unlink(missing_ok=True)
         _edit_hosts(lambda line: not line.endswith(self._mark))
 
     def _configure(self) -> None:
@@ -98,7 +104,10 @@ class Cluster:
         command = [_daemon(CONTROLLER), "-V"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         ports = free_ports(1 + len(self.nodes))
-        self.conf.write_text(slurm_conf(self.base, self.shape, ports, version(said)))
+        self._short.unlink(missing_ok=True)
+        self._short.symlink_to(self.base)
+        conf = slurm_conf(self.base, self._short, self.shape, ports, version(said))
+        self.conf.write_text(conf)
         (self.base / "etc" / "gres.conf").write_text(gres_conf(self.base, self.shape))
         (self.base / "etc" / "cgroup.conf").write_text("")
         for number in range(self.shape.gpus):
@@ -126,7 +135,7 @@ class Cluster:
         # --force: below a shared directory, and as root. Nobody else speaks to it.
         options = {
             "key-file": key,
-            "socket": run / "munge.socket",
+            "socket": self._short / "run" / "munge.socket",
             "pid-file": run / "munged.pid",
             "log-file": log / "munged.log",
             "seed-file": run / "munge.seed",
@@ -152,13 +161,18 @@ class Cluster:
         """End slurmctld; jobs run on. By SIGKILL it forgets up to five seconds of its state."""
         self._daemons.end(CONTROLLER, number)
 
+    @property
+    def controller_pid(self) -> int:
+        """The process of slurmctld."""
+        return self._daemons.pid(CONTROLLER)
+
     def freeze_controller(self) -> None:
         """Have slurmctld accept connections, and answer none of them."""
-        os.kill(self._daemons.pid(CONTROLLER), signal.SIGSTOP)
+        os.kill(self.controller_pid, signal.SIGSTOP)
 
     def thaw_controller(self) -> None:
         """Have it go on."""
-        os.kill(self._daemons.pid(CONTROLLER), signal.SIGCONT)
+        os.kill(self.controller_pid, signal.SIGCONT)
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node."""

@@ -52,8 +52,13 @@ def version(said: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def slurm_conf(base: Path, shape: Shape, ports: list[int], release: tuple[int, int]) -> str:
-    """slurm.conf of a cluster below `base`; `ports` are the controller's, then one of each node."""
+def slurm_conf(
+    base: Path, short: Path, shape: Shape, ports: list[int], release: tuple[int, int]
+) -> str:
+    """slurm.conf of a cluster below `base`; `ports` are the controller's, then one of each node.
+
+    `short` leads to `base` too; what has a socket in it is named by it.
+    """
     host = socket.gethostname().split(".")[0]
     # Renamed in 23.02, and refused under the other name by either.
     user_signal = (
@@ -73,12 +78,12 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={base}/run/munge.socket,cred_expire={CREDENTIAL_S}
+AuthInfo=socket={short}/run/munge.socket,cred_expire={CREDENTIAL_S}
 SlurmctldPort={ports[0]}
 {user_signal}
 SlurmdParameters=config_overrides
 StateSaveLocation={base}/state
-SlurmdSpoolDir={base}/spool-%n
+SlurmdSpoolDir={short}/spool-%n
 SlurmctldPidFile={base}/run/slurmctld.pid
 SlurmdPidFile={base}/run/slurmd-%n.pid
 SlurmctldLogFile={base}/log/slurmctld.log

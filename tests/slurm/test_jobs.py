@@ -73,6 +73,22 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(project, cluster, hold):
     assert cluster.details(job)["Restarts"] == "1"
 
 
+def test_a_saved_task_whose_number_is_its_arrays_takes_no_other_with_it(project, cluster, hold):
+    """The last task of an array to be made has the array's number, which names all of its tasks."""
+    entries = project.train("-m", "seed=1,2")
+    for entry in entries:
+        project.wait_for(entry["id"], "checkpoint")
+    numbers = {entry["job"]: cluster.details(entry["job"])["JobId"] for entry in entries}
+    [saved] = [job for job, raw in numbers.items() if raw == job.partition("_")[0]]
+    [other] = set(numbers) - {saved}
+    cluster.check("scancel", "--signal=USR1", saved)
+    cluster.wait_state(saved, "PENDING")
+    hold.unlink()
+    project.wait_done(*(entry["id"] for entry in entries))
+    assert cluster.details(saved)["Restarts"] == "1"
+    assert cluster.details(other)["Restarts"] == "0"
+
+
 def test_a_requeue_by_hand_goes_on_from_the_last_checkpoint(project, cluster, hold):
     run, job = only(project.train())
     project.wait_for(run, "checkpoint")

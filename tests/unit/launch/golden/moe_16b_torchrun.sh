@@ -63,9 +63,11 @@ once end "$code"
 code=$?
 # 85: saved, or lost a rank, and to be gone on with. A job that somebody cancelled, or that Slurm
 # requeues itself, is not running any more. The requeue ends this script, not its own last line.
+# Not by SLURM_JOB_ID: that of one task is the array's own, and would requeue all of them.
+job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 if [ "$code" -eq 85 ] &&
-  scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q " JobState=RUNNING " &&
-  scontrol requeue "$SLURM_JOB_ID"; then
+  scontrol show job --oneliner "$job" | grep -q " JobState=RUNNING " &&
+  scontrol requeue "$job"; then
   sleep 60
 fi
 exit "$code"

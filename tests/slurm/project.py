@@ -86,6 +86,11 @@ class Project:
         path = self.path / "runs" / run / "events.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def attempts(self, run: str) -> list[dict[str, Any]]:
+        """What is recorded of each start of a run."""
+        path = self.path / "runs" / run / "attempts.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
     def count(self, run: str, name: str) -> int:
         """How often something happened to a run."""
         return sum(event["event"] == name for event in self.events(run))

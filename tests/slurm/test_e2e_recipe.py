@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from slurm.project import LAYOUT, Project
-from slurm.training import PATIENCE_S, RECIPE, digests, held, project_at, references
+from slurm.training import PATIENCE_S, RECIPE, STEPS, digests, held, project_at, references
 
 pytestmark = pytest.mark.slurm
 
@@ -122,6 +122,27 @@ def test_a_lost_node_a_requeue_and_a_cancelled_job_cost_no_step(project, cluster
     assert project.status(run) == "done"
     steps = project.steps(run)
     assert steps == sorted(set(steps)), "every step once"
+
+
+def test_a_run_that_stopped_goes_on_with_more_ranks_and_by_torchrun(project, cluster):
+    """Four ranks, which torchrun starts, go on where two were told to save."""
+    project.profile("one_each", **ONE_EACH)
+    [entry] = project.train("parallelism=ep2", profile="one_each")
+    run, job = entry["id"], entry["job"]
+    with held(project, (run, job), ranks=2):
+        told = project.check("cancel", f"runs/{run}")
+        assert "save and stop" in told
+    project.wait_for(run, "stopped", timeout_s=PATIENCE_S)
+    cluster.wait_ended(job, PATIENCE_S)
+    [entry] = project.train("launcher.ranks_by=torchrun", profile="test")
+    assert (entry["id"], entry["outcome"]) == (run, "handed in")
+    project.wait_done(run, timeout_s=PATIENCE_S)
+    first, second = (e for e in project.events(run) if e["event"] == "started")
+    [stopped] = (e for e in project.events(run) if e["event"] == "stopped")
+    assert (first["step"], second["step"]) == (0, stopped["step"])
+    assert project.steps(run) == list(range(1, STEPS + 1)), "every step once"
+    assert [start["layout"]["world_size"] for start in project.attempts(run)] == [2, 4]
+    assert project.status(run) == "done"
 
 
 def test_ranks_whose_numbers_are_none_end_their_job_for_good(project, cluster):

@@ -130,14 +130,18 @@ def test_two_sweeps_that_share_runs_train_them_once(home):
 
 
 def test_the_same_sweep_twice_waits_for_the_first(home):
-    home.environment["STUB_STEP_S"] = "0.03"
+    hold = home.path / "hold"
+    hold.touch()
+    home.environment["STUB_HOLD"] = str(hold)
     words = home.words("seed=1,2")
     with running(home, "train", "-m", *words) as one:
         wait_until(lambda: any(map(steps, home.runs)), "steps are made")
         with running(home, "train", "-m", *words) as other:
+            waits = f"waiting for process {one.pid} on host "
+            assert any(waits in line for line in other.stderr), "ended without a word of it"
+            hold.unlink()
             _, err = other.communicate(timeout=60)
         assert other.returncode == 0, err
-        assert f"waiting for process {one.pid} on host " in err
         one.communicate(timeout=60)
     require_trained_once(home, 2)
 

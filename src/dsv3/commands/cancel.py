@@ -55,8 +55,9 @@ def _cancel(target: Target) -> list[Told]:
     spared: set[int] = set()
     holder = current_holder(target.lock_path)
     if holder is not None:
+        its_own = _descendants(holder.pid)  # before it is asked: it may be gone at once
         told.append(_ask(f"sweep {target.name}", holder, holder.pid, holder.pid, PROGRAM))
-        spared = _descendants(holder.pid) if told[-1].asked else set()
+        spared = its_own if told[-1].asked else set()
     for each in target.record.runs:
         run = target.record.directory(each)
         others = None if run.path in jobs else _ask_trainer(run, spared=spared)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dsv3.train.loop import train_step
 from numerics.small_training import training
 
-STEPS, SEQUENCES = 20, 16
+STEPS, SEQUENCES = 10, 16
 CLOCKED = ("tokens_per_second", "checkpoint_stall_s")
 
 

@@ -12,7 +12,7 @@ KILLS = int(os.environ.get("STORM_KILLS", "300"))
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("kills", [20, pytest.param(KILLS, marks=pytest.mark.faults, id="faults")])
+@pytest.mark.parametrize("kills", [8, pytest.param(KILLS, marks=pytest.mark.faults, id="faults")])
 def test_a_storm_of_kills_leaves_no_trace(tmp_path, kills):
     storm = Storm(tmp_path, seed=SEED)
     storm.run(kills)
@@ -27,7 +27,7 @@ def test_a_storm_of_kills_leaves_no_trace(tmp_path, kills):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.faults, id="faults")])
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.faults, id="faults")])
 def test_a_storm_over_a_pipeline_leaves_no_trace(tmp_path, kills):
     storm = Storm(tmp_path, seed=SEED, layout="pp2_ep2")
     storm.run(kills)

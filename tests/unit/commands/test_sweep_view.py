@@ -9,9 +9,10 @@ import pytest
 
 import dsv3
 from dsv3 import cli
-from dsv3.commands import sweep_view
+from dsv3.commands import cancel, sweep_view
 from dsv3.commands.progress_table import COLUMNS, figures, row, summary
 from dsv3.runs.directory import RunDirectory
+from dsv3.runs.lock import Holder
 from dsv3.runs.provenance import Provenance
 from dsv3.sweep.arms import BASE, Arm
 from dsv3.sweep.progress import Progress
@@ -196,3 +197,21 @@ def test_a_record_is_not_composed_into_another_run(sweep, jobs, capsys) -> None:
     assert (
         "its directory is gone, and `seed=1` is moe_" in said and "ask for the sweep anew" in said
     )
+
+
+def test_ranks_of_a_sweep_that_ends_at_once_are_asked_by_it_alone(sweep, monkeypatch, capsys):
+    asked: list[int] = []
+
+    def holder(path: Path) -> Holder:
+        return Holder("here", 1 if path.parent.name == "sweeps" else 2, "now")
+
+    def ask(what: str, who: Holder, *_: object) -> cancel.Told:
+        asked.append(who.pid)
+        return cancel.Told(what, True, "asked")
+
+    monkeypatch.setattr(cancel, "current_holder", holder)
+    monkeypatch.setattr(cancel, "_ask", ask)
+    monkeypatch.setattr(cancel, "_descendants", lambda pid: set() if asked else {2})
+    assert cancel.cancel([sweep], as_json=True) == 0
+    assert [told["said"] for told in json.loads(capsys.readouterr().out)["cancelled"]] == ["asked"]
+    assert asked == [1]

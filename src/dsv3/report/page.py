@@ -1,7 +1,5 @@
 """What a report says, in its order: the question, the verdicts, then the evidence."""
 
-from collections.abc import Iterable, Sequence
-
 from dsv3 import picture
 from dsv3.picture import NO_BREAK
 from dsv3.plan.quantities import plural
@@ -242,8 +240,3 @@ def _provenance(study: Study, judgement: Judgement) -> tuple[Block, ...]:
 
 def _drawn(*drawings: Figure | None) -> tuple[Figure, ...]:
     return tuple(drawing for drawing in drawings if drawing is not None)
-
-
-def contents(sections: Iterable[Section]) -> Sequence[tuple[str, str]]:
-    """Anchor and title of each section."""
-    return [(section.name, section.title) for section in sections]

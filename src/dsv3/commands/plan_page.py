@@ -57,7 +57,7 @@ def run_page(composed: Composed, record: dict[str, Any], setting: Setting) -> Pa
         f" {_gpus(record['world_size'], gpu)}: {count(record['gpu_hours'])} GPU-hours"
         f"{_dollars(record['cost_usd'])}, {size(record['disk']['total'])} of disk."
     )
-    fit: list[Block] = [Text(f"A rank needs {verdict(record, setting)}.")]
+    fit: list[Block] = [Text(f"Memory of a rank: {verdict(record, setting)}.")]
     if record["advice"]:
         fit.append(advice_table("advice", record["advice"]))
     plan: list[Block] = [Table("plan", "The run", ("", ""), tuple(run_rows(composed, record)), 2)]
@@ -67,7 +67,9 @@ def run_page(composed: Composed, record: dict[str, Any], setting: Setting) -> Pa
     step: list[Block] = [step_table("step", record["time"])]
     if record["pipeline"]:
         step += [bubble_table(record["pipeline"]), _pipeline_figure(composed, setting)]
-    warnings = tuple(f"{each['setting']}: {each['reason']}; {each['remedy']}" for each in record["warnings"])
+    warnings = tuple(
+        f"{each['setting']}: {each['reason']}; {each['remedy']}" for each in record["warnings"]
+    )
     sections = (
         Section("fit", "Does it fit?", tuple(fit)),
         Section("plan", "The run", tuple(plan)),
@@ -92,10 +94,11 @@ def sweep_page(plan: SweepPlan) -> Page:
     )
     rows = tuple((flat(redact(row[0])), *row[1:]) for row in sweep_rows(plan))
     caption = f"Each run by itself on {gpu}, and all of them. ! marks a peak that does not fit."
+    table = Table("runs", caption, _heads("run", *COLUMNS), rows, dense=True)
     kinds = _kinds(plan)
     sections = (
         Section("fit", "Do they fit?", _fit(plan, kinds)),
-        Section("runs", "The runs", (Table("runs", caption, _heads("run", *COLUMNS), rows),)),
+        Section("runs", "The runs", (table,)),
         Section("timeline", "When they run", _timeline(plan)),
         Section("details", "Each run", tuple(_details(plan, kinds))),
         Section("assumptions", "What this assumes", (*assumptions(setting), Text(NOT_COUNTED))),
@@ -128,14 +131,25 @@ def _fit(plan: SweepPlan, kinds: Sequence[Sequence[int]]) -> tuple[Block, ...]:
         room = f"{size(plan.setting.usable_bytes)} that a plan may fill of a"
         return (Text(f"Every run fits into the {room} {plan.setting.hardware.gpu}."),)
     number, of = sum(map(len, small)), len(plan.records)
-    found: list[Block] = [Text(f"{number} of {plural(of, 'run')} would not fit.")]
-    for kind in small:
-        record = plan.records[kind[0]]
-        found.append(Text(f"{_named(plan, kind)}: {verdict(record, plan.setting)}."))
-        advice = advise(plan.runs[kind[0]].config, plan.setting)
-        if advice:
-            found.append(advice_table(f"advice-{kind[0]}", advice))
-    return tuple(found)
+    items = tuple(
+        f"{_named(plan, kind)}: {verdict(plan.records[kind[0]], plan.setting)};"
+        f" {_remedy(_advice(plan, kind))}"
+        for kind in small
+    )
+    return (Text(f"{number} of {plural(of, 'run')} would not fit:"), Items(items, named=True))
+
+
+def _advice(plan: SweepPlan, kind: Sequence[int]) -> list[dict[str, Any]]:
+    first = kind[0]
+    if fits_into(plan.records[first], plan.setting):
+        return []
+    return advise(plan.runs[first].config, plan.setting)
+
+
+def _remedy(advice: Sequence[dict[str, Any]]) -> str:
+    """`recompute=full makes it fit`: the first single change that does, or all of them together."""
+    enough = next((each["override"] for each in advice if each["fits"]), None)
+    return "no change that is tried is enough" if enough is None else f"{enough} makes it fit"
 
 
 def _timeline(plan: SweepPlan) -> tuple[Block, ...]:
@@ -160,12 +174,14 @@ def _details(plan: SweepPlan, kinds: Iterable[Sequence[int]]) -> Iterable[Detail
     for kind in kinds:
         first = kind[0]
         record, composed = plan.records[first], plan.runs[first]
-        blocks = (
+        blocks = [
             Table(f"run-{first}", "The run", ("", ""), tuple(run_rows(composed, record)), 2),
             stage_table(f"stages-{first}", record, plan.setting),
             step_table(f"step-{first}", record["time"]),
-        )
-        yield Details(_named(plan, kind), blocks)
+        ]
+        if advice := _advice(plan, kind):
+            blocks.append(advice_table(f"advice-{first}", advice))
+        yield Details(_named(plan, kind), tuple(blocks))
 
 
 def _kinds(plan: SweepPlan) -> list[list[int]]:

@@ -8,7 +8,6 @@ from dsv3.commands.plan_run import (
     ADVICE_COLUMNS,
     STAGE_COLUMNS,
     advice_rows,
-    price,
     stage_rows,
     verdict,
 )
@@ -46,8 +45,8 @@ def step_table(name: str, time: dict[str, Any]) -> Table:
     ]
     rows = (*parts, ("all of it", duration(whole), ""))
     caption = (
-        "A step of full size, by what the busiest rank does; products reach"
-        f" {time['utilisation']:.1%} of the BF16 peak over the run"
+        "A step of full size, by what the busiest rank does; the run as a whole reaches"
+        f" {time['utilisation']:.1%} of the BF16 peak"
     )
     return Table(name, caption, ("part", "time", "share"), rows)
 
@@ -77,7 +76,6 @@ def bubble_table(methods: Sequence[dict[str, Any]]) -> Table:
 def assumptions(setting: Setting) -> tuple[Block, ...]:
     """The machine with its sources, the load and the price."""
     hardware = setting.hardware
-    given = "given" if setting.usd_per_gpu_hour is not None else f"profile {setting.name}"
     rows = [
         (
             "GPU",
@@ -100,9 +98,7 @@ def assumptions(setting: Setting) -> tuple[Block, ...]:
             f"MaxVio {setting.max_violation:g}: {1 + setting.max_violation:g} times the mean",
             "for memory; time is reckoned with an even load",
         ),
-        ("price", price(0.0, {"usd_per_gpu_hour": setting.price}).partition(" at ")[2], given)
-        if setting.price is not None
-        else ("price", "unknown", "give --usd-per-gpu-hour"),
+        _price_row(setting),
     ]
     table = Table("assumptions", "Assumptions", ("", "value", "from"), tuple(rows), 3)
     sources = tuple(f"{what}: {source}" for what, source in hardware.sources.items())
@@ -112,6 +108,14 @@ def assumptions(setting: Setting) -> tuple[Block, ...]:
 def flat(text: str) -> str:
     """One line: names and heads are folded for a terminal."""
     return text.replace("\n", " ")
+
+
+def _price_row(setting: Setting) -> tuple[str, str, str]:
+    if setting.price is None:
+        return "price", "unknown", "give --usd-per-gpu-hour"
+    given = setting.usd_per_gpu_hour is not None
+    where = "--usd-per-gpu-hour" if given else f"profile {setting.name}"
+    return "price", f"${setting.price:g} a GPU-hour", where
 
 
 def _rate_row(setting: Setting, name: str) -> tuple[str, str, str]:

@@ -21,7 +21,10 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text. The first column names its row; those from `numbers_from` on are figures."""
+    """Cells as text. The first column names its row; those from `numbers_from` on are figures.
+
+    One that is `dense` has many short columns, none wider than what it holds.
+    """
 
     name: str
     caption: str
@@ -29,6 +32,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers_from: int = 1
     numbers_to: int | None = None
+    dense: bool = False
 
 
 @dataclass(frozen=True)

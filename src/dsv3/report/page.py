@@ -9,6 +9,7 @@ from dsv3.report.figures import Plot
 from dsv3.report.metrics import EMA_COEFFICIENT
 from dsv3.report.paper import REFERENCES, Reference
 from dsv3.report.study import Study, StudyRun
+from dsv3.report.timeline import timeline
 from dsv3.report.verdicts import Judgement
 
 PUBLISHED_BOUND = 0.0025
@@ -192,7 +193,7 @@ def _of_one_seed(study: Study) -> list[StudyRun]:
 
 
 def _cost(study: Study) -> tuple[Block, ...]:
-    return (tables.cost(study),)
+    return (tables.cost(study), *_drawn(timeline(study)))
 
 
 def _missing(study: Study, judgement: Judgement) -> tuple[Block, ...]:

@@ -30,17 +30,8 @@ from dsv3.report.html import html
 
 MOST_NAMES = 4
 """Runs that the head of a fold names."""
-ALIKE = (
-    "model",
-    "mtp",
-    "parallelism",
-    "gradient_accumulation_steps",
-    "precision",
-    "recompute",
-    "memory",
-    "time",
-)
-"""What runs have in common whose details are told once."""
+NAMES = ("overrides", "warnings")
+"""Of a record, what may differ between runs whose details are told once."""
 NOT_COUNTED = "Input, evaluation, checkpoints and restarts are in no time, nor is a wait for GPUs."
 
 
@@ -188,7 +179,7 @@ def _kinds(plan: SweepPlan) -> list[list[int]]:
     """Numbers of the runs, those together whose plans differ in names only."""
     found: dict[str, list[int]] = {}
     for number, record in enumerate(plan.records):
-        same = json.dumps([record[key] for key in ALIKE], sort_keys=True)
+        same = json.dumps({k: v for k, v in record.items() if k not in NAMES}, sort_keys=True)
         found.setdefault(same, []).append(number)
     return list(found.values())
 

@@ -82,6 +82,9 @@ def test_runs_that_need_the_same_are_told_once(monkeypatch: pytest.MonkeyPatch) 
     planned = plan_sweep(configurations(words, multirun=True, config_dir=None), H800)
     page = sweep_page(planned)
     assert [each.summary.count("seed=") for each in blocks(page, "details")] == [3, 3]  # type: ignore[attr-defined]
+    arms = ["model=moe_nano", "seed=1,2", "balance=none,aux_free"]  # the same memory and time
+    others = plan_sweep(configurations(arms, multirun=True, config_dir=None), H800)
+    assert len(blocks(sweep_page(others), "details")) == 2
     whole = next(page.figures())
     assert whole.svg.count("seed=3") >= 2 and "are drawn" not in whole.caption
     monkeypatch.setattr(lanes, "MOST_DRAWN", 2)

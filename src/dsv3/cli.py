@@ -137,6 +137,9 @@ def plan(  # noqa: PLR0913, PLR0917 - typer makes an option of each
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the timeline.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write all of it as a page.")
+    ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Run each stage's program without data: its bytes.")
     ] = False,
@@ -162,6 +165,7 @@ def plan(  # noqa: PLR0913, PLR0917 - typer makes an option of each
         imbalance=imbalance,
         usd_per_gpu_hour=usd_per_gpu_hour,
         svg=svg,
+        html=html,
         trace=trace,
         published=published,
     )

@@ -13,6 +13,7 @@ OPEN = {"errors", "files", "machine", "picture", "redaction"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "lanes": set(),
     "machine": set(),
     "picture": set(),
     "redaction": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config"},
     "launch": {"plan", "runs"},
     "sweep": {"plan", "launch"},
-    "report": {"plan", "sweep"},
+    "report": {"lanes", "plan", "sweep"},
     "interop": {"model", "checkpoint"},
     "train": {"model", "parallel", "engine", "data", "checkpoint", "runs", "plan"},
     "commands": {"report", "interop", "train"},
@@ -48,7 +49,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("engine/",),
     "transformer_engine": ("engine/", "model/backends/te"),
     "typer": ("cli.py", "cli_sweeps.py", "commands/"),
-    "matplotlib": ("commands/", "picture.py", "report/", "train/timeline_picture.py"),
+    "matplotlib": ("commands/", "lanes.py", "picture.py", "report/", "train/timeline_picture.py"),
     "plotext": ("commands/", "report/"),
     "rich": ("cli.py", "commands/", "report/", "train/"),
     "torch": (

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from dsv3.config.compose import compose
+from dsv3.config.hardware import load_hardware
 from dsv3.config.locations import shipped
 from dsv3.config.root import RunConfig
+from dsv3.plan.peak import peak_memory
+from dsv3.plan.setting import DEFAULT_HARDWARE, Setting
 
 MODELS = ("moe_nano", "moe_tiny", "moe_1b", "moe_3b", "moe_16b", "moe_228b", "moe_671b")
 OWN_LAYOUT = {
@@ -271,3 +274,25 @@ def test_gamma_ends_500_billion_tokens_before_the_end() -> None:
     billions = (1, 14_300, 14_301, 14_800)
     speeds = [schedule.fraction_at(curve, n * 10**9) for n in billions]
     assert speeds == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8_block"])
+@pytest.mark.parametrize("mtp", ["off", "depth1"])
+@pytest.mark.parametrize("name", [name for name, (_, ranks, _) in OWN_LAYOUT.items() if ranks > 1])
+def test_a_large_model_fits_the_reports_gpu_as_it_is_shipped(
+    name: str, mtp: str, precision: str
+) -> None:
+    """The layout, micro batch and recomputation that come with it; busiest rank, MaxVio 1."""
+    setting = Setting(DEFAULT_HARDWARE, load_hardware(DEFAULT_HARDWARE))
+    config = run(f"model={name}", f"mtp={mtp}", f"precision={precision}")
+    peak = peak_memory(config, max_violation=setting.max_violation).bytes_per_rank
+    assert peak <= setting.usable_bytes
+
+
+def test_recomputation_of_a_model_gives_way_to_the_command_line() -> None:
+    policies = {name: run(f"model={name}").recompute for name in MODELS}
+    assert policies == {
+        name: "full" if name in ("moe_228b", "moe_671b") else "none" for name in MODELS
+    }
+    assert run("model=moe_228b", "recompute=moe").recompute == "moe"
+    assert run("model=moe_671b", "model=moe_nano").recompute == "none"

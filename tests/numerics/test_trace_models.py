@@ -11,6 +11,7 @@ from dsv3.config.compose import compose
 from dsv3.plan.memory import stage_weights
 from dsv3.plan.peak import peak_memory
 from dsv3.train.trace import trace
+from dsv3.train.trace_step import MESSAGES
 
 MODELS = ("moe_nano", "moe_tiny", "moe_1b", "moe_3b", "moe_16b", "moe_228b", "moe_671b")
 
@@ -30,4 +31,6 @@ def test_a_shipped_model_is_traced_in_its_layout(model: str) -> None:
         share = weights.dense / layout.data_parallel_size
         share += experts / layout.expert_data_parallel_size
         assert stage.passes.state["masters"] == pytest.approx(4 * share, rel=1e-4)
-        assert stage.peak_bytes == pytest.approx(formula.peak_bytes, rel=0.05)
+        # Messages on their way are in no formula, and count where little else is kept.
+        without = stage.peak_bytes - stage.moment.parts[MESSAGES]
+        assert 0.95 * without <= formula.peak_bytes <= 1.05 * stage.peak_bytes

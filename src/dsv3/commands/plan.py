@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     imbalance: float
     usd_per_gpu_hour: float | None
     svg: Path | None
+    html: Path | None
     trace: bool
     published: bool
 
@@ -43,9 +44,11 @@ def plan(
 
     With `gpus` and without a layout of its own, the layouts of one run that fit. Raises ConfigError
     if any of the configurations is wrong, or with `strict` in a known trap; CapacityError if the
-    cluster is smaller than a layout, or if nothing fits.
+    cluster is smaller than a layout, if nothing fits, or if a file cannot be written.
     """
-    setting, svg = _setting(options, config_dir), options.get("svg")
+    is_sweep = multirun or names_recipe(overrides)
+    searches = not (is_sweep or _has_layout(overrides))
+    setting = _setting(options, config_dir, searches=searches)
     if options.get("published"):
         from dsv3.commands.plan_published import print_published
 
@@ -57,40 +60,80 @@ def plan(
 
         load = options.get("imbalance", DEFAULT_MAX_VIOLATION)
         return print_trace(runs, max_violation=load, as_json=as_json)
-    searches = not (multirun or names_recipe(overrides) or _has_layout(overrides))
     if setting.gpus is not None and not searches:
         from dsv3.plan.search import refuse_smaller_cluster
 
         refuse_smaller_cluster([run.config for run in runs], setting)
-    if multirun or names_recipe(overrides):
-        from dsv3.commands.plan_sweep import print_sweep
-
-        print_sweep(runs, setting, svg=svg, as_json=as_json)
+    svg, html = options.get("svg"), options.get("html")
+    if is_sweep:
+        _sweep(runs, setting, svg=svg, html=html, as_json=as_json)
     elif setting.gpus is not None and searches:
-        from dsv3.commands.plan_search import print_search
-
         found = _in_every_precision(overrides, runs[0], config_dir)
-        print_search(found, setting, most=FOUND, as_json=as_json)
+        _search(found, setting, html=html, as_json=as_json)
     else:
-        from dsv3.commands.plan_run import print_run, run_record
-
-        if as_json:
-            write_json(run_record(runs[0], setting))
-        else:
-            print_run(runs[0], setting)
-        if svg is not None:
-            from dsv3.commands.plan_pipeline import draw_pipeline
-
-            draw_pipeline(svg, runs[0].config, setting)
+        _run(runs[0], setting, svg=svg, html=html, as_json=as_json)
     return 0
 
 
-def _setting(options: Options, config_dir: Path | None) -> Setting:
+def _sweep(
+    runs: Sequence[Composed],
+    setting: Setting,
+    *,
+    svg: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    from dsv3.commands.plan_sweep import draw_sweep, plan_sweep, print_sweep
+
+    planned = plan_sweep(runs, setting)
+    print_sweep(planned, as_json=as_json)
+    if svg is not None:
+        draw_sweep(svg, planned)
+    if html is not None:
+        from dsv3.commands.plan_page import sweep_page, write_page
+
+        write_page(html, sweep_page(planned))
+
+
+def _search(
+    runs: Sequence[Composed], setting: Setting, *, html: Path | None, as_json: bool
+) -> None:
+    from dsv3.commands.plan_search import find_layouts, print_search
+
+    found = find_layouts(runs, setting, most=FOUND, quiet=as_json)
+    print_search(found, setting, as_json=as_json)
+    if html is not None:
+        from dsv3.commands.plan_page import search_page, write_page
+
+        write_page(html, search_page(found, setting))
+
+
+def _run(
+    run: Composed, setting: Setting, *, svg: Path | None, html: Path | None, as_json: bool
+) -> None:
+    from dsv3.commands.plan_run import print_run, run_record
+
+    record = run_record(run, setting)
+    if as_json:
+        write_json(record)
+    else:
+        print_run(run, record, setting)
+    if svg is not None:
+        from dsv3.commands.plan_pipeline import draw_pipeline
+
+        draw_pipeline(svg, run.config, setting)
+    if html is not None:
+        from dsv3.commands.plan_page import run_page, write_page
+
+        write_page(html, run_page(run, record, setting))
+
+
+def _setting(options: Options, config_dir: Path | None, *, searches: bool) -> Setting:
     """What the options say; ConfigError with all that is wrong with them."""
     name, gpus = options.get("hardware", DEFAULT_HARDWARE), options.get("gpus")
     imbalance = options.get("imbalance", DEFAULT_MAX_VIOLATION)
     price = options.get("usd_per_gpu_hour")
-    problems = list(_nonsense(gpus, imbalance, price))
+    problems = [*_nonsense(gpus, imbalance, price), *_undrawn(options, searches=searches)]
     try:
         profile = load_hardware(name, config_dir=config_dir)
     except ConfigError as error:
@@ -110,6 +153,22 @@ def _nonsense(
         yield Problem(f"--imbalance {imbalance:g}", rule)
     if usd_per_gpu_hour is not None and not 0 <= usd_per_gpu_hour < float("inf"):
         yield Problem(f"--usd-per-gpu-hour {usd_per_gpu_hour:g}", "must not be negative")
+
+
+def _undrawn(options: Options, *, searches: bool) -> Iterator[Problem]:
+    """Files that were asked for and would not be written."""
+    files = {f"--{name}": options.get(name) for name in ("svg", "html")}
+    asked = {name: path for name, path in files.items() if path is not None}
+    for other in ("published", "trace"):
+        if options.get(other):
+            for name, path in asked.items():
+                rule = f"is not written with --{other}, which prints only"
+                yield Problem(f"{name} {path}", rule, f"leave one of {name} and --{other} out")
+            return
+    if "--svg" in asked and searches and options.get("gpus") is not None:
+        rule = "has nothing to draw: a search of layouts has no timeline"
+        remedy = "use --html, which has its table, or choose a layout (parallelism=...)"
+        yield Problem(f"--svg {asked['--svg']}", rule, remedy)
 
 
 def _has_layout(overrides: Sequence[str]) -> bool:

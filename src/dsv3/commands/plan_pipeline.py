@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.commands import plan_lanes
-from dsv3.commands.plan_lanes import Box, Lane
 from dsv3.config.root import RunConfig
 from dsv3.errors import ConfigError, Problem
+from dsv3.lanes import Box, Lane
 from dsv3.parallel.schedule import parts_per_stage, simulate
 from dsv3.plan.quantities import duration
 from dsv3.plan.setting import Setting
 from dsv3.plan.step_time import Clock
 
 MOST_LANES = 16
+AXIS = "milliseconds since the step began; numbers are micro batches, grey is idle"
+METHODS = {"1f1b": "1F1B", "zb1p": "ZB1P", "dualpipe": "DualPipe", "dualpipev": "DualPipeV"}
 KINDS = {"F": "forward", "f": "forward, second part", "B": "backward", "b": "backward, second part"}
 
 
@@ -24,9 +26,8 @@ def pipeline_lines(
     if not methods:
         return
     layout = config.parallelism
-    named = {"1f1b": "1F1B", "zb1p": "ZB1P", "dualpipe": "DualPipe", "dualpipev": "DualPipeV"}
     bubbles = ", ".join(
-        f"{named[each['method']]} {duration(each['bubble_seconds'])}" for each in methods
+        f"{METHODS[each['method']]} {duration(each['bubble_seconds'])}" for each in methods
     )
     yield f"bubble of a step under the report's methods (table 2): {bubbles}"
     micro_batches = _few(config)
@@ -34,7 +35,7 @@ def pipeline_lines(
         f"{layout.pipeline_schedule}, a step of {micro_batches} micro batches, a lane for each"
         " stage: F f forward, B b backward (small: the second part), . idle"
     )
-    yield from plan_lanes.text(_lanes(config, setting), plan_lanes.terminal_columns())
+    yield from plan_lanes.text(pipeline_lanes(config, setting), plan_lanes.terminal_columns())
 
 
 def draw_pipeline(path: Path, config: RunConfig, setting: Setting) -> None:
@@ -42,19 +43,26 @@ def draw_pipeline(path: Path, config: RunConfig, setting: Setting) -> None:
 
     Raises ConfigError if there is no pipeline, CapacityError if the file cannot be written.
     """
-    layout = config.parallelism
-    if layout.pipeline_parallel_size == 1:
+    if config.parallelism.pipeline_parallel_size == 1:
         rule = "has no pipeline to draw (parallelism.pipeline_parallel_size=1)"
         remedy = "plan a sweep, or a layout with several stages"
         raise ConfigError(Problem(f"--svg {path}: model={config.model.name}", rule, remedy))
-    title = (
+    lanes, kinds = pipeline_lanes(config, setting), kinds_of(config)
+    plan_lanes.draw(path, pipeline_title(config, setting), lanes, axis=AXIS, kinds=kinds)
+
+
+def pipeline_title(config: RunConfig, setting: Setting) -> str:
+    """What a drawing of the step shows."""
+    layout = config.parallelism
+    return (
         f"{config.model.name}: {layout.pipeline_schedule}, {layout.pipeline_parallel_size} stages,"
         f" {_few(config)} micro batches, as planned for {setting.hardware.gpu}"
     )
-    lanes = _lanes(config, setting)
-    kinds = {kind: name for kind, name in KINDS.items() if parts_of(config) > 1 or kind.isupper()}
-    axis = "milliseconds since the step began; numbers are micro batches, grey is idle"
-    plan_lanes.draw(path, title, lanes, axis=axis, kinds=kinds)
+
+
+def kinds_of(config: RunConfig) -> dict[str, str]:
+    """What a rank does in a step: the kinds of boxes, with their names."""
+    return {kind: name for kind, name in KINDS.items() if parts_of(config) > 1 or kind.isupper()}
 
 
 def parts_of(config: RunConfig) -> int:
@@ -68,7 +76,8 @@ def _few(config: RunConfig) -> int:
     return min(config.gradient_accumulation_steps, fewest + fewest // 2)
 
 
-def _lanes(config: RunConfig, setting: Setting) -> list[Lane]:
+def pipeline_lanes(config: RunConfig, setting: Setting) -> list[Lane]:
+    """A lane for each stage, in milliseconds; of many stages every second, third, ... one."""
     layout, parts = config.parallelism, parts_of(config)
     stage = Clock(config, setting.hardware).stage(config.schedule.global_batch_size)
     simulated = simulate(

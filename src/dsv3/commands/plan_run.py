@@ -14,6 +14,8 @@ from dsv3.plan.quantities import count, duration, flops, plural, size
 from dsv3.plan.record import plan_record
 from dsv3.plan.setting import HEADROOM, Setting
 
+STAGE_COLUMNS = ("stage", "at most", "in", "micro\nbatches", "of it")
+ADVICE_COLUMNS = ("change", "saves", "leaves", "")
 MOST_ROWS = 8
 """Kinds of stages that a table shows, the fullest ones."""
 
@@ -21,33 +23,32 @@ MOST_ROWS = 8
 def run_record(composed: Composed, setting: Setting) -> dict[str, Any]:
     """The plan with what belongs to the command: overrides, warnings, advice."""
     record = plan_record(composed.config, setting)
-    peak = record["memory"]["peak_bytes_per_rank"]
-    fits = peak <= setting.usable_bytes
+    fits = fits_into(record, setting)
     return {
         "overrides": list(composed.overrides),
         **record,
         "fits": fits,
-        "advice": [] if fits else _advice(composed.config, setting),
+        "advice": [] if fits else advise(composed.config, setting),
         "warnings": as_data(composed.config),
     }
 
 
-def print_run(composed: Composed, setting: Setting) -> None:
+def print_run(composed: Composed, record: dict[str, Any], setting: Setting) -> None:
     """Tables for people."""
-    record = run_record(composed, setting)
-    write_table((), _rows(composed, record), title=f"{record['model']}: the plan")
+    write_table((), run_rows(composed, record), title=f"{record['model']}: the plan")
     write_table(
-        ("stage", "at most", "in", "micro\nbatches", "of it"),
-        _stages(record["memory"]["stages"]),
-        title=f"Memory of a rank, MaxVio {setting.max_violation:g}: {_verdict(record, setting)}",
+        STAGE_COLUMNS,
+        stage_rows(record["memory"]["stages"]),
+        title=f"Memory of a rank, MaxVio {setting.max_violation:g}: {verdict(record, setting)}",
     )
     if record["advice"]:
-        _print_advice(record["advice"])
+        write_table(ADVICE_COLUMNS, advice_rows(record["advice"]), title="What makes it smaller")
     for line in pipeline_lines(composed.config, setting, record["pipeline"]):
         write(line)
 
 
-def _rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
+def run_rows(composed: Composed, record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the run is and takes, as name and text."""
     parameters, time = record["parameters"], record["time"]
     steps = plural(record["steps"], "step")
     length = f"{count(record['tokens'])} in {steps} of {_step(composed)}"
@@ -112,17 +113,18 @@ def _run_line(record: dict[str, Any]) -> str:
     )
 
 
-def _verdict(record: dict[str, Any], setting: Setting) -> str:
+def verdict(record: dict[str, Any], setting: Setting) -> str:
+    """`46.0 GiB fits into 67.1 GiB, ...`."""
     memory = record["memory"]
     room = f"{size(setting.usable_bytes)}, {HEADROOM:.0%} of the memory of one"
     room += f" {setting.hardware.gpu}"
-    fits = "fits into" if record["fits"] else "does not fit into"
+    fits = "fits into" if fits_into(record, setting) else "does not fit into"
     host = memory["host_bytes_per_rank"]
     beside = f"; {size(host)} of the host's beside" if host else ""
     return f"{size(memory['peak_bytes_per_rank'])} {fits} {room}{beside}"
 
 
-def _stages(stages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def stage_rows(stages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The fullest first; stages of the same bytes in one row, with the first one's batches."""
     alike: dict[str, list[dict[str, Any]]] = {}
     for stage in sorted(stages, key=lambda stage: (-stage["peak_bytes"], stage["stage"])):
@@ -155,7 +157,13 @@ def ranges(numbers: list[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found)
 
 
-def _advice(config: RunConfig, setting: Setting) -> list[dict[str, Any]]:
+def fits_into(record: dict[str, Any], setting: Setting) -> bool:
+    """Whether a rank's peak fits into what a plan may fill."""
+    peak: int = record["memory"]["peak_bytes_per_rank"]
+    return peak <= setting.usable_bytes
+
+
+def advise(config: RunConfig, setting: Setting) -> list[dict[str, Any]]:
     """Single changes, then what suffices together."""
 
     def peak(changed: RunConfig) -> int:
@@ -176,8 +184,9 @@ def _advice(config: RunConfig, setting: Setting) -> list[dict[str, Any]]:
     return found
 
 
-def _print_advice(advice: list[dict[str, Any]]) -> None:
-    rows = [
+def advice_rows(advice: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row of `ADVICE_COLUMNS` for each change."""
+    return [
         (
             each["override"],
             size(each["saves_bytes"]) if "saves_bytes" in each else "",
@@ -186,7 +195,6 @@ def _print_advice(advice: list[dict[str, Any]]) -> None:
         )
         for each in advice
     ]
-    write_table(("change", "saves", "leaves", ""), rows, title="What makes it smaller")
 
 
 def _mtp_line(composed: Composed, mtp: dict[str, Any]) -> str:

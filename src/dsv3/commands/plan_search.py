@@ -12,19 +12,42 @@ from dsv3.plan.quantities import duration, size
 from dsv3.plan.search import Found, search
 from dsv3.plan.setting import Setting
 
+COLUMNS = (
+    *("", "layout", "schedule", "micro\nbatch", "recompute", "precision", "peak", "step"),
+    "days",
+)
 
-def print_search(runs: Sequence[Composed], setting: Setting, *, most: int, as_json: bool) -> None:
+
+def find_layouts(
+    runs: Sequence[Composed], setting: Setting, *, most: int, quiet: bool
+) -> list[Found]:
     """At most `most` layouts of `setting.gpus` GPUs; `runs` are the run in each precision.
 
     Raises CapacityError if nothing fits.
     """
-    configs = [run.config for run in runs]
-    with _progress(quiet=as_json) as progress:
-        found = search(configs, setting, most=most, progress=progress)
+    with _progress(quiet=quiet) as progress:
+        return search([run.config for run in runs], setting, most=most, progress=progress)
+
+
+def print_search(found: Sequence[Found], setting: Setting, *, as_json: bool) -> None:
+    """The layouts as a table, and the words that choose each."""
     if as_json:
         write_json({"layouts": [_record(each) for each in found]})
         return
-    rows = [
+    write_table(COLUMNS, search_rows(found), title=search_title(found, setting))
+    for number, each in enumerate(found, start=1):
+        write(f"{number}: {each.override_line}")
+
+
+def search_title(found: Sequence[Found], setting: Setting) -> str:
+    """What the table shows."""
+    model, gpu = found[0].config.model.name, setting.hardware.gpu
+    return f"{model} on {setting.gpus:,} {gpu}: layouts that fit, the fastest first"
+
+
+def search_rows(found: Sequence[Found]) -> list[tuple[str, ...]]:
+    """A row of `COLUMNS` for each layout."""
+    return [
         (
             str(number),
             describe_layout(each.config.parallelism),
@@ -38,15 +61,6 @@ def print_search(runs: Sequence[Composed], setting: Setting, *, most: int, as_js
         )
         for number, each in enumerate(found, start=1)
     ]
-    columns = (
-        *("", "layout", "schedule", "micro\nbatch", "recompute", "precision", "peak", "step"),
-        "days",
-    )
-    model, gpu = configs[0].model.name, setting.hardware.gpu
-    title = f"{model} on {setting.gpus:,} {gpu}: layouts that fit, the fastest first"
-    write_table(columns, rows, title=title)
-    for number, each in enumerate(found, start=1):
-        write(f"{number}: {each.override_line}")
 
 
 def _record(found: Found) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The plan of a sweep: each run, all of them together, and how they lie on a cluster."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsv3.commands import plan_lanes
 from dsv3.commands.console import write, write_json, write_table
 from dsv3.commands.lint import as_data
-from dsv3.commands.plan_lanes import Box, Lane
 from dsv3.config.compose import Composed
+from dsv3.lanes import Box, Lane
 from dsv3.plan.cluster import Job, Placed, makespan_s, place
 from dsv3.plan.quantities import count, duration, flops, plural, size
 from dsv3.plan.record import plan_record
@@ -16,6 +17,7 @@ from dsv3.plan.setting import Setting
 
 MOST_LANES = 24
 HOURS = 3600.0
+AXIS, KINDS = "days since the first run began", {"#": "a run"}
 COLUMNS = (
     "total",
     "active",
@@ -31,10 +33,38 @@ COLUMNS = (
 )
 
 
-def print_sweep(
-    runs: Sequence[Composed], setting: Setting, *, svg: Path | None, as_json: bool
-) -> None:
-    """A row for each run, the totals, and a timeline; every run must fit the cluster."""
+@dataclass(frozen=True)
+class SweepPlan:
+    """The plan of every run of a sweep on a cluster of `gpus` GPUs; names, records and jobs go
+    with the runs.
+    """
+
+    runs: Sequence[Composed]
+    names: Sequence[str]
+    records: Sequence[dict[str, Any]]
+    placed: Sequence[Placed]
+    gpus: int
+    setting: Setting
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Sums over all runs, and when each of them is on the cluster."""
+        return _totals(self.records, self.placed, self.gpus)
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """A lane for each run, in days since the first began."""
+        return _lanes(self.placed)
+
+    @property
+    def title(self) -> str:
+        """What the timeline shows."""
+        gpus = f"{self.gpus:,} {self.setting.hardware.gpu}"
+        return f"{plural(len(self.runs), 'run')} on {gpus}, as planned"
+
+
+def plan_sweep(runs: Sequence[Composed], setting: Setting) -> SweepPlan:
+    """Plan all runs; every run must fit the cluster."""
     records = [
         {
             "overrides": list(run.overrides),
@@ -49,17 +79,22 @@ def print_sweep(
         for name, record in zip(names, records, strict=True)
     ]
     gpus = setting.gpus or max(job.ranks for job in jobs)
-    placed = place(jobs, gpus)
-    totals = _totals(records, placed, gpus)
+    return SweepPlan(runs, names, records, place(jobs, gpus), gpus, setting)
+
+
+def print_sweep(plan: SweepPlan, *, as_json: bool) -> None:
+    """A row for each run, the totals, and a timeline."""
     if as_json:
-        write_json({"runs": records, "totals": totals})
-    else:
-        _print(names, records, totals, setting)
-        _print_timeline(placed, gpus)
-    if svg is not None:
-        title = f"{plural(len(runs), 'run')} on {gpus:,} {setting.hardware.gpu}, as planned"
-        lanes, kinds = _lanes(placed), {"#": "a run"}
-        plan_lanes.draw(svg, title, lanes, axis="days since the first run began", kinds=kinds)
+        write_json({"runs": plan.records, "totals": plan.totals})
+        return
+    title = f"The plan of {len(plan.records)} runs on {plan.setting.hardware.gpu}"
+    write_table(("run", *COLUMNS), sweep_rows(plan), title=title, numbers_from=1)
+    _print_timeline(plan.placed, plan.gpus)
+
+
+def draw_sweep(path: Path, plan: SweepPlan) -> None:
+    """The timeline as an SVG; raises CapacityError if the file cannot be written."""
+    plan_lanes.draw(path, plan.title, plan.lanes, axis=AXIS, kinds=KINDS)
 
 
 def _names(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -95,30 +130,27 @@ def _totals(
     }
 
 
-def _print(
-    names: Sequence[str],
-    records: Sequence[dict[str, Any]],
-    totals: dict[str, Any],
-    setting: Setting,
-) -> None:
-    rows = [(name, *_cells(record, setting)) for name, record in zip(names, records, strict=True)]
+def sweep_rows(plan: SweepPlan) -> list[tuple[str, ...]]:
+    """A row for each run, and one for all; `COLUMNS` stand over all cells but the first."""
+    rows = [
+        (name, *_cells(record, plan.setting))
+        for name, record in zip(plan.names, plan.records, strict=True)
+    ]
+    totals = plan.totals
     cost = totals["cost_usd"]
-    rows.append(
-        (
-            "all runs",
-            *("", "", ""),
-            count(totals["tokens"]),
-            _bare(flops(totals["flops"])),
-            f"{totals['gpus']:,}",
-            "",
-            duration(totals["days"] * 24 * HOURS),
-            count(totals["gpu_hours"]),
-            "" if cost is None else count(cost),
-            size(totals["disk_bytes"]),
-        )
+    all_runs = (
+        "all runs",
+        *("", "", ""),
+        count(totals["tokens"]),
+        _bare(flops(totals["flops"])),
+        f"{totals['gpus']:,}",
+        "",
+        duration(totals["days"] * 24 * HOURS),
+        count(totals["gpu_hours"]),
+        "" if cost is None else count(cost),
+        size(totals["disk_bytes"]),
     )
-    title = f"The plan of {len(records)} runs on {setting.hardware.gpu}"
-    write_table(("run", *COLUMNS), rows, title=title, numbers_from=1)
+    return [*rows, all_runs]
 
 
 def _cells(record: dict[str, Any], setting: Setting) -> tuple[str, ...]:

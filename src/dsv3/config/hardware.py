@@ -26,7 +26,7 @@ class Hardware(Section):
     """Published peaks of one GPU and its links, and what was measured of them."""
 
     gpu: str = field("Name in tables.", min_length=1)
-    memory_bytes: int = field("Bytes of memory.", gt=0)
+    memory_bytes: int = field("Bytes of memory, as the driver reports them.", gt=0)
     bf16_flops: float = field("Dense BF16 operations per second.", gt=0)
     fp8_flops: float = field("Dense FP8 operations per second.", gt=0)
     memory_bytes_per_s: float = field("Bytes per second to and from memory.", gt=0)

@@ -1,4 +1,4 @@
-"""What a report consists of, before it is HTML, Markdown or a terminal's table."""
+"""What a page consists of, before it is HTML, Markdown or a terminal's table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text. The first column names its row; those from `numbers_from` on are figures."""
+    """Cells as text. The first column names its row; those from `numbers_from` on are figures.
+
+    One that is `dense` has many short columns, none wider than what it holds.
+    """
 
     name: str
     caption: str
@@ -29,16 +32,21 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers_from: int = 1
     numbers_to: int | None = None
+    dense: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing: `svg` is an element for a page, `description` says what it shows."""
+    """A drawing: `svg` is an element for a page, `description` says what it shows.
+
+    One that is `wide` takes all of the page's width, not a column's of text.
+    """
 
     name: str
     caption: str
     description: str
     svg: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report; `lead` is the first that is read."""
+    """A whole page; `lead` is the first that is read, then the first section."""
 
     title: str
     lead: str

@@ -6,7 +6,7 @@ writes, takes a lock or raises for one run's sake.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from safetensors import safe_open
 
 from dsv3.config.root import RunConfig
 from dsv3.errors import CheckpointError
-from dsv3.report.study import Curve, ExpertLoad, Study, StudyRun
+from dsv3.report.spells import spells
+from dsv3.report.study import Curve, ExpertLoad, Spell, Study, StudyRun
 from dsv3.runs.directory import RunDirectory, Status
 from dsv3.runs.files import read_json
 from dsv3.runs.records import read_lines
@@ -117,6 +118,7 @@ def _read(asked: SweepRun, run: RunDirectory) -> StudyRun:
         devices=devices,
         device_kind=kind,
         attempts=tuple(attempts),
+        spells=_spells(run, ordered, result, status, problems),
         problems=tuple(problems),
     )
 
@@ -215,6 +217,28 @@ def _expert_load(
         return None
     layers = tuple(name.split(".")[2] for name in names["layers"])
     return ExpertLoad(tuple(names["domains"]), layers, relative_DLE)
+
+
+def _spells(
+    run: RunDirectory,
+    steps: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any] | None,
+    status: Status,
+    problems: list[str],
+) -> tuple[Spell, ...]:
+    """When the attempts ran; none if the events or their times are damaged."""
+    try:
+        return spells(
+            list(read_lines(run.events_path)),
+            steps,
+            finished_at=None if result is None else result.get("finished_at"),
+            running=status is Status.RUNNING,
+        )
+    except CheckpointError as error:
+        problems += map(str, error.problems)
+    except (KeyError, TypeError, ValueError) as error:
+        problems.append(f"{run.events_path.name}: without the times of its attempts: {error}")
+    return ()
 
 
 def _start(run: RunDirectory, problems: list[str]) -> dict[str, str] | None:

@@ -1,10 +1,9 @@
-"""The report as one HTML file: no script, nothing from elsewhere, light and dark."""
+"""A page as one HTML file: no script, nothing from elsewhere, light and dark."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsv3 import picture
 from dsv3.report.blocks import Block, Page
-from dsv3.report.page import contents
 
 LONGEST_HEAD = 40
 """Characters of a column's name; it is a row's name elsewhere, in full."""
@@ -27,7 +26,6 @@ def html(page: Page) -> str:
     return template.render(
         LONGEST_HEAD=LONGEST_HEAD,
         page=page,
-        contents=contents(page.sections),
         variables=picture.variables(),
     )
 

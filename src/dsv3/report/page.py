@@ -1,7 +1,5 @@
 """What a report says, in its order: the question, the verdicts, then the evidence."""
 
-from collections.abc import Iterable, Sequence
-
 from dsv3 import picture
 from dsv3.picture import NO_BREAK
 from dsv3.plan.quantities import plural
@@ -11,6 +9,7 @@ from dsv3.report.figures import Plot
 from dsv3.report.metrics import EMA_COEFFICIENT
 from dsv3.report.paper import REFERENCES, Reference
 from dsv3.report.study import Study, StudyRun
+from dsv3.report.timeline import timeline
 from dsv3.report.verdicts import Judgement
 
 PUBLISHED_BOUND = 0.0025
@@ -194,7 +193,7 @@ def _of_one_seed(study: Study) -> list[StudyRun]:
 
 
 def _cost(study: Study) -> tuple[Block, ...]:
-    return (tables.cost(study),)
+    return (tables.cost(study), *_drawn(timeline(study)))
 
 
 def _missing(study: Study, judgement: Judgement) -> tuple[Block, ...]:
@@ -242,8 +241,3 @@ def _provenance(study: Study, judgement: Judgement) -> tuple[Block, ...]:
 
 def _drawn(*drawings: Figure | None) -> tuple[Figure, ...]:
     return tuple(drawing for drawing in drawings if drawing is not None)
-
-
-def contents(sections: Iterable[Section]) -> Sequence[tuple[str, str]]:
-    """Anchor and title of each section."""
-    return [(section.name, section.title) for section in sections]

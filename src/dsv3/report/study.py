@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,23 @@ class ExpertLoad:
     relative_DLE: NDArray[np.float64]
 
 
+Ending = Literal["finished", "stopped", "failed", "lost", "running"]
+
+
+@dataclass(frozen=True)
+class Spell:
+    """When an attempt trained: from its `started` event to what ended it.
+
+    `stopped` has saved, `failed` said why, `lost` died or was killed: its end is its last sign of
+    life, as that of one that is `running`.
+    """
+
+    attempt: int
+    begin: datetime
+    end: datetime
+    ending: Ending
+
+
 @dataclass(frozen=True)
 class StudyRun:
     """One run of a study. `result` and `expert_load` are None until it is done.
@@ -41,8 +59,8 @@ class StudyRun:
     says which file); `failure` what FAILED says; `evaluations` the evaluation lines; `start` the
     hashes its ranks wrote of initial weights and data order. `attempts` has the provenance of every
     start of the ranks, `provenance` that of the first. `cost_s` is the wall time of the steps that
-    count, on `devices` of `device_kind`: "GPU" or "CPU core". What could not be read and is not
-    needed for the rest is None, and in `problems`.
+    count, on `devices` of `device_kind`: "GPU" or "CPU core"; `spells` say when its attempts ran.
+    What could not be read and is not needed for the rest is None or empty, and in `problems`.
     """
 
     id: str
@@ -63,6 +81,7 @@ class StudyRun:
     device_kind: str
     attempts: tuple[Mapping[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
+    spells: tuple[Spell, ...] = ()
 
     @property
     def done(self) -> bool:

@@ -88,6 +88,7 @@ def test_overrides_and_flags_come_in_any_order(words: list[str], calls: Any) -> 
                     "imbalance": 1.0,
                     "usd_per_gpu_hour": None,
                     "svg": None,
+                    "html": None,
                     "trace": False,
                     "published": False,
                 },

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from dsv3.cli import run
-from dsv3.commands.plan_lanes import Box, Lane, text
+from dsv3.commands.plan_lanes import text
 from dsv3.commands.plan_run import ranges
+from dsv3.lanes import Box, Lane
 
 SWEEP = ["plan", "recipe=table5_balance", "model=moe_228b"]
 

@@ -29,11 +29,36 @@ def test_the_shipped_profiles_load_and_name_their_sources() -> None:
     assert set(hardware_names()) == {"h800", "h100", "h200", "b200", "gb200"}
     for name, path in hardware_names().items():
         found = load_hardware(name)
-        assert {"compute and memory", "links", "efficiency"} <= set(found.sources)
+        assert {"compute", "memory", "links", "efficiency"} <= set(found.sources)
         assert all(found.rate(rate) > 0 for rate in RATES)
         assert found.fp8_flops == pytest.approx(2 * found.bf16_flops, rel=1e-3)
         assert path.read_text().startswith("# ")
     assert load_hardware("h800").rate("node_bytes_per_s") == 160e9  # measured, of 200 published
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "bf16", "fp8", "terabytes_per_s"),
+    [
+        ("h800", 80, 989.4, 1978.9, 3.35),
+        ("h100", 80, 989.4, 1978.9, 3.35),
+        ("h200", 141, 3958 / 4, 3958 / 2, 4.8),
+        ("b200", 180, 72_000 / 8 / 4, 72_000 / 8 / 2, 7.7),
+        ("gb200", 13_400 / 72, 360_000 / 72 / 2, 720_000 / 72 / 2, 576 / 72),
+    ],
+)
+def test_figures_are_those_of_the_data_sheets(
+    name: str, gigabytes: float, bf16: float, fp8: float, terabytes_per_s: float
+) -> None:
+    """Sparse figures halved, those of a node or a rack shared out.
+
+    What a data sheet calls GB of memory is nearly a GiB each: memory is what the driver reports.
+    """
+    found = load_hardware(name)
+    assert found.bf16_flops == pytest.approx(1e12 * bf16, rel=1e-3)
+    assert found.fp8_flops == pytest.approx(1e12 * fp8, rel=1e-3)
+    assert found.memory_bytes_per_s == pytest.approx(1e12 * terabytes_per_s)
+    assert found.memory_bytes == pytest.approx(2**30 * gigabytes, rel=7e-3)
+    assert found.memory_bytes % 2**20 == 0
 
 
 def test_a_measured_rate_is_taken_as_it_is(tmp_path: Path) -> None:

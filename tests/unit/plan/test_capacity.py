@@ -28,7 +28,7 @@ def refusal(overrides: list[str], there: Machine) -> str:
 
 
 def test_the_refusal_says_what_the_run_is_what_is_there_and_how_to_go_on() -> None:
-    text = refusal(["model=moe_228b", "balance=aux_free"], machine())
+    text = refusal(["model=moe_228b", "balance=aux_free", "recompute=none"], machine())
     for part in (
         "model=moe_228b",
         "228.7B parameters",

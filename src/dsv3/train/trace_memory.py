@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 WORKING = "working"
 
+Workspace = Callable[[Any, tuple[Any, ...]], int]
+"""Bytes that an operation needs while it runs, from its arguments."""
+
 
 class Made(NamedTuple):
     """A storage: the operation that made it, what of, and what it is for."""
@@ -43,7 +46,7 @@ class Ledger(TorchDispatchMode):
     `workspace` says how many bytes an operation needs while it runs, from its arguments.
     """
 
-    def __init__(self, workspace: Callable[[Any, tuple[Any, ...]], int]) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self._workspace = workspace

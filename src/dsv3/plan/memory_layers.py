@@ -6,6 +6,7 @@ layer's output, which stays alive for the residual sum while a branch runs backw
 
 from typing import TypedDict
 
+from dsv3.plan.memory_emulated import inside_experts, inside_linear
 from dsv3.plan.memory_ops import FP32, INT64, Op
 from dsv3.plan.memory_pass import Pass
 
@@ -39,11 +40,12 @@ def linear(p: Pass, wide_in: int, wide_out: int, *, name: str, keeps_input: bool
     In FP8 each keeps a copy of its own, and both of its weight.
     """
     grad = p.of(p.model.hidden_size)
+    forward, backward = inside_linear(p, wide_in, wide_out)
     return Op(
         name,
         kept=p.linear_input(wide_in) if keeps_input or p.fp8 else 0,
-        forward=p.of(wide_in) + p.of(wide_out) + p.quantised(wide_in)[0],
-        backward=grad + p.of(wide_out) + p.of(wide_in) + sum(p.quantised(wide_out)),
+        forward=p.of(wide_in) + p.of(wide_out) + p.quantised(wide_in)[0] + forward,
+        backward=grad + p.of(wide_out) + p.of(wide_in) + sum(p.quantised(wide_out)) + backward,
         weights=(wide_in * wide_out,),
         copies=p.weight_copies(wide_in, wide_out),
         wide=p.wide_gradients,
@@ -138,7 +140,12 @@ def dense_network(p: Pass, width: int, *, name: str, keeps_input: bool = True) -
     """down(silu(gate(x)) * up(x)): keeps x and four tensors of its inner width."""
     hidden = p.model.hidden_size
     grad, inner = p.of(hidden), p.of(width)
-    of_grad, of_inner = sum(p.quantised(hidden)), sum(p.quantised(width))
+    up_forward, up_backward = inside_linear(p, hidden, width)
+    down_forward, down_backward = inside_linear(p, width, hidden)
+    up_forward += p.quantised(hidden)[0]
+    up_backward += sum(p.quantised(width))
+    down_forward += p.quantised(width)[0]
+    down_backward += sum(p.quantised(hidden))
     up: _Product = {
         "weights": (hidden * width,),
         "copies": p.weight_copies(hidden, width),
@@ -148,15 +155,15 @@ def dense_network(p: Pass, width: int, *, name: str, keeps_input: bool = True) -
         Op(
             f"{name}.gate_proj",
             kept=p.linear_input(hidden) if keeps_input or p.fp8 else 0,
-            forward=grad + inner + p.quantised(hidden)[0],
-            backward=4 * grad + inner + of_inner,
+            forward=grad + inner + up_forward,
+            backward=4 * grad + inner + up_backward,
             **up,
         ),
         Op(
             f"{name}.up_proj",
             kept=p.linear_input(hidden) if p.fp8 else 0,
-            forward=2 * inner + p.quantised(hidden)[0],
-            backward=3 * grad + 2 * inner + of_inner,
+            forward=2 * inner + up_forward,
+            backward=3 * grad + 2 * inner + up_backward,
             **up,
         ),
         Op(f"{name}.silu", kept=inner, forward=2 * inner, backward=2 * grad + 3 * inner),
@@ -164,8 +171,8 @@ def dense_network(p: Pass, width: int, *, name: str, keeps_input: bool = True) -
         Op(
             f"{name}.down_proj",
             kept=p.linear_input(width),
-            forward=2 * grad + p.quantised(width)[0],
-            backward=2 * grad + inner + of_grad,
+            forward=2 * grad + down_forward,
+            backward=2 * grad + inner + down_backward,
             **up,
         ),
     ]
@@ -244,12 +251,13 @@ def _experts(p: Pass) -> Op:
     hidden, inner = m.hidden_size, m.moe_intermediate_size
     grad, rows = p.of(hidden), p.rows_of(hidden)
     run = -(-p.rows // p.local_experts)
-    one_expert = run * inner * p.activation_bytes
+    one_expert = 0 if p.emulated else run * inner * p.activation_bytes
+    forward, backward = inside_experts(p)
     return Op(
         "experts",
         kept=rows + p.rows_of(2 * inner),
-        forward=rows + 3 * one_expert,
-        backward=2 * grad + 2 * rows + 9 * one_expert,
+        forward=rows + 3 * one_expert + forward,
+        backward=2 * grad + 2 * rows + 9 * one_expert + backward,
         weights=_weights_of_experts(p),
         part="dispatch",
         wide=p.wide_gradients,

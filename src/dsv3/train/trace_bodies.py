@@ -14,9 +14,11 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 import dsv3.ops.fp8_experts as experts
 import dsv3.ops.fp8_linear as linear
+from dsv3.ops.fp8 import TILE
 from dsv3.ops.fp8_places import Places
 from dsv3.train.trace_memory import Ledger, Workspace
 
+_ASKED = {torch.ops.aten.is_nonzero.default, torch.ops.aten._local_scalar_dense.default}
 _found: dict[Any, int] = {}
 
 
@@ -27,7 +29,7 @@ def held_inside(func: Any, args: tuple[Any, ...], workspace: Workspace) -> int:
         return 0
     key = (func, workspace, *map(_kind, args))
     if key not in _found:
-        ledger = _Answering(workspace)
+        ledger = _Answering(workspace, _tensors(args))
         with torch.no_grad(), ledger:
             out = body(*args)
         returned = sum(each.untyped_storage().nbytes() for each in _tensors(out))
@@ -45,7 +47,7 @@ class _Answering(Ledger):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.ops.aten.is_nonzero.default:
+        if func in _ASKED and args[0].dtype == torch.bool:
             return False
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -79,16 +81,25 @@ def _experts_backward(
 
 
 def _even_places(rows: Tensor, per_expert: Tensor) -> Places:
-    """Where the rows would lie if all experts had equally many."""
+    """Where the rows would lie if all experts had equally many.
+
+    In no fewer tiles than uneven loads lead to: on average half of each expert's last is filled up.
+    """
     number, several = len(rows), len(per_expert)
     counts = [number // several + (each < number % several) for each in range(several)]
     with unset_fake_temporarily():
         places = Places.of(torch.tensor(counts, device="cpu"))
-    return places._replace(row_R=torch.empty(number, dtype=torch.int64))
+    filled = -(-(number + several * TILE // 2) // TILE) * TILE
+    row_R = torch.empty(number, dtype=torch.int64)
+    return places._replace(rows=max(places.rows, filled), row_R=row_R)
 
 
-def _tensors(found: Any) -> Sequence[Tensor]:
-    return [found] if isinstance(found, Tensor) else list(found)
+def _tensors(found: Any) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
+    if not isinstance(found, list | tuple):
+        return []
+    return [tensor for each in found for tensor in _tensors(each)]
 
 
 def _kind(argument: Any) -> Any:

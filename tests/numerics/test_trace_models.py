@@ -49,7 +49,7 @@ def test_a_shipped_model_is_traced_in_fp8(model: str) -> None:
 
 
 def check(config: RunConfig) -> None:
-    """Plan and trace are 5 % apart at most: the formulas leave out messages and single gradients."""
+    """Plan and trace are 5 % apart at most: formulas leave out messages and single gradients."""
     layout = config.parallelism
     found = trace(config, max_violation=0.0)
     planned = peak_memory(config, max_violation=0.0, device=found.device)

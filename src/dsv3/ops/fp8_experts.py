@@ -130,7 +130,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the rows, their weights and both projections."""
     both = projections_of(layer, recipe, Places.of(rows_per_expert))
-    return gradients(both, grad, rows, row_weights, *projections, gate_up)
+    gate_up_proj, down = projections
+    return gradients(both, grad, rows, row_weights, gate_up_proj, down, gate_up)
 
 
 def gradients(

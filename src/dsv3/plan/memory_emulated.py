@@ -57,12 +57,13 @@ class _Experts:
         self.size = p.activation_bytes
 
     def forward(self) -> int:
-        size, made = self.size, 2 * self.narrow * self.size
+        made, out = 2 * self.narrow * self.size, self.rows * self.size
+        activated = self.narrow * self.size
         most = max(
             self._product(self.gate_up, self.apart, made),
-            made + self.narrow * size + self._product(self.down, self.narrow_apart, self.rows * size),
+            made + activated + self._product(self.down, self.narrow_apart, out),
         )
-        return _beside(most, made + self.rows * size)
+        return _beside(most, made + out)
 
     def backward(self) -> int:
         size, of_down = self.size, FP32 * self.down

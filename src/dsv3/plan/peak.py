@@ -14,12 +14,12 @@ from typing import NamedTuple
 from dsv3.config.parallelism import PipelineSchedule
 from dsv3.config.root import RunConfig
 from dsv3.parallel.schedule import actions, global_part, parts_per_stage
+from dsv3.plan.fp8_copies import CUBLAS_BYTES, CUBLAS_ROOMS
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
 from dsv3.plan.memory import stage_weights
 from dsv3.plan.memory_blocks import LayerMemory, block
 from dsv3.plan.memory_ends import embedding, head, mtp_modules
 from dsv3.plan.memory_engine import EngineMemory, engine_memory
-from dsv3.plan.fp8_copies import CUBLAS_BYTES, CUBLAS_ROOMS
 from dsv3.plan.memory_ops import GradientRule
 from dsv3.plan.memory_pass import Device, Pass, pass_of
 from dsv3.plan.stages import layer_ranges

@@ -9,6 +9,7 @@ of its attention is in none of it.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,37 +18,22 @@ from torch import Tensor
 from dsv3.config.precision import PrecisionConfig, Recipe
 from dsv3.plan.fp8_copies import CUBLAS_BYTES, CUBLAS_ROOMS, Copy, copies_of
 
+
 class StandIn:
     """In place of `transformer_engine.pytorch`: the objects that the adapter makes of it."""
 
     def __init__(self, precision: PrecisionConfig) -> None:
-        self._recipe = precision.recipe
-
-    def Linear(self, in_features: int, out_features: int, **_: Any) -> "StandInLinear":
-        """A linear layer."""
-        return StandInLinear(self._recipe)
-
-    def GroupedLinear(self, num_gemms: int, *_: Any, **__: Any) -> "StandInGrouped":
-        """A linear layer for each of several runs of rows."""
-        return StandInGrouped(self._recipe, num_gemms)
-
-    def RMSNorm(self, width: int, **_: Any) -> "StandInNorm":
-        """A norm, whose weight its caller sets."""
-        return StandInNorm()
-
-    def DotProductAttention(self, **_: Any) -> "StandInAttention":
-        """Attention by cuDNN."""
-        return StandInAttention()
-
-    def autocast(self, **_: Any) -> AbstractContextManager[None]:
-        """What is called inside knows its recipe already."""
-        return nullcontext()
+        self.Linear = partial(StandInLinear, precision.recipe)
+        self.GroupedLinear = partial(StandInGrouped, precision.recipe)
+        self.RMSNorm = StandInNorm
+        self.DotProductAttention = StandInAttention
+        self.autocast = _autocast
 
 
 class StandInLinear:
     """y = x W^T."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, _in: int, _out: int, **_: Any) -> None:
         self._recipe = recipe
         self.weight: Any = None
 
@@ -60,7 +46,7 @@ class StandInLinear:
 class StandInGrouped:
     """The same for as many weights as there are experts, all of them in one node."""
 
-    def __init__(self, recipe: Recipe, num_gemms: int) -> None:
+    def __init__(self, recipe: Recipe, num_gemms: int, *_: int, **__: Any) -> None:
         self._recipe, self._experts = recipe, num_gemms
         for expert in range(num_gemms):
             setattr(self, f"weight{expert}", None)
@@ -75,7 +61,8 @@ class StandInGrouped:
 class StandInNorm:
     """One kernel: it keeps its input, made contiguous, and an FP32 number for each row."""
 
-    weight: Any = None
+    def __init__(self, _width: int, **_: Any) -> None:
+        self.weight: Any = None  # its caller's
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
@@ -85,6 +72,9 @@ class StandInNorm:
 
 class StandInAttention:
     """cuDNN's kernel: it keeps its operands, its result and an FP32 number for each row."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
 
     def __call__(self, q_BSHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor) -> Tensor:
         """Values side by side, [B, S, H V]."""
@@ -103,7 +93,7 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, x_RI: Tensor, recipe: Recipe, *weights: Tensor) -> Tensor:
         kept: tuple[Tensor, ...] = (x_RI, weights[0])
         if recipe != "bf16":
-            by_row, by_column = _rows_quantised(x_RI, recipe, len(weights))
+            _by_row, by_column = _rows_quantised(x_RI, recipe, len(weights))
             kept = (*by_column, *_weights_quantised(weights, recipe))
         out_RO = x_RI.new_empty(x_RI.shape[0], weights[0].shape[0])
         ctx.save_for_backward(*kept)
@@ -156,6 +146,11 @@ def room_for_products(precision: PrecisionConfig) -> list[Tensor]:
     if precision.backend != "te":
         return []
     return [torch.empty(CUBLAS_BYTES, dtype=torch.uint8) for _ in range(CUBLAS_ROOMS)]
+
+
+def _autocast(**_: Any) -> AbstractContextManager[None]:
+    """What is called inside knows its recipe already."""
+    return nullcontext()
 
 
 Made = tuple[Tensor, Tensor]  # codes, and their scales

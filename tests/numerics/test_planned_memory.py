@@ -11,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ["model=moe_nano", "schedule.global_batch_size=8", "schedule.batch_size_quantum=8"]
+WIDER = [
+    f"model.{word}"
+    for word in "hidden_size=512 num_hidden_layers=3 intermediate_size=2048 vocab_size=512".split()
+]
+"""So that the fullest moment is inside of a product, and not in the loss."""
 
 
 @pytest.fixture
@@ -28,6 +33,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [
         (["parallelism=single", "precision=bf16", "mtp=depth1"], 1),
         (["parallelism=pp2", "precision=fp32"], 2),
+        (["parallelism=single", "precision=fp8_block_emulated", *WIDER], 1),
     ],
 )
 def test_a_peak_is_what_was_traced_and_planned(

@@ -31,7 +31,7 @@ FP8 = {
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_shipped_model_is_traced_in_its_layout(model: str) -> None:
-    check(compose([f"model={model}"]).config)
+    check(compose([f"model={model}"]).config, within=0.05)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -45,11 +45,11 @@ def test_a_shipped_model_is_traced_in_fp8(model: str) -> None:
         words += [f"schedule.{key}={batch}" for key in ("global_batch_size", "batch_size_quantum")]
         config = compose(words).config
         assert micro_batch_shape(config)[0] == sequences
-    check(config)
+    check(config, within=0.02)
 
 
-def check(config: RunConfig) -> None:
-    """Plan and trace are 5 % apart at most: formulas leave out messages and single gradients."""
+def check(config: RunConfig, *, within: float) -> None:
+    """Formulas leave out messages, and of the moments between two layers single gradients."""
     layout = config.parallelism
     found = trace(config, max_violation=0.0)
     planned = peak_memory(config, max_violation=0.0, device=found.device)
@@ -62,4 +62,4 @@ def check(config: RunConfig) -> None:
         share = weights.dense / layout.data_parallel_size
         share += experts / layout.expert_data_parallel_size
         assert stage.passes.state["masters"] == pytest.approx(4 * share, rel=1e-4)
-        assert stage.peak_bytes == pytest.approx(formula.peak_bytes, rel=0.05)
+        assert stage.peak_bytes == pytest.approx(formula.peak_bytes, rel=within)

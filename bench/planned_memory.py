@@ -62,7 +62,7 @@ SIZES = {
 LAYOUTS = {"single": 1, "ep2": 2, "pp2": 2}
 PRECISIONS = ("fp32", "bf16")
 EMULATED = ("moe_nano", "wider moe_nano", "moe_tiny")
-"""Sizes that are counted in emulated FP8 too; of the wider one the fullest moment is in a product."""
+"""Counted in emulated FP8 too; of the wider one the fullest moment is in a product."""
 TRACED = ("moe_228b", "moe_671b")
 
 

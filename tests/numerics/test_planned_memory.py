@@ -12,8 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ["model=moe_nano", "schedule.global_batch_size=8", "schedule.batch_size_quantum=8"]
 WIDER = [
-    f"model.{word}"
-    for word in "hidden_size=512 num_hidden_layers=3 intermediate_size=2048 vocab_size=512".split()
+    "model.hidden_size=512",
+    "model.num_hidden_layers=3",
+    "model.intermediate_size=2048",
+    "model.vocab_size=512",
 ]
 """So that the fullest moment is inside of a product, and not in the loss."""
 

@@ -21,8 +21,8 @@ FP8 = {
     # Widths of 40 and 80, which Transformer Engine does not take.
     "moe_nano": "fp8_block_emulated",
     "moe_tiny": "fp8_block_emulated",
-    "moe_1b": "fp8_current",
-    "moe_3b": "fp8_block",
+    "moe_1b": "fp8_block",
+    "moe_3b": "fp8_current",
     "moe_16b": "mxfp8",
     "moe_228b": "fp8_block",
     "moe_671b": "fp8_block",

@@ -26,6 +26,7 @@ from dsv3.config.compose import compose
 from dsv3.plan.peak import peak_memory
 from dsv3.train.trace import trace
 
+_WIDER = "hidden_size=512 num_hidden_layers=3 intermediate_size=2048 vocab_size=512"
 _SMALL_V3 = """hidden_size=512 num_hidden_layers=4 first_k_dense_replace=1 intermediate_size=1408
  moe_intermediate_size=192 n_routed_experts=32 n_group=4 topk_group=2 num_experts_per_tok=4
  num_attention_heads=8 q_lora_rank=192 kv_lora_rank=128 vocab_size=16384"""
@@ -33,6 +34,12 @@ _SMALL_V3 = """hidden_size=512 num_hidden_layers=4 first_k_dense_replace=1 inter
 SIZES = {
     "moe_nano": ["model=moe_nano", "schedule.global_batch_size=8", "schedule.batch_size_quantum=8"],
     "moe_tiny": ["model=moe_tiny"],
+    "wider moe_nano": [
+        "model=moe_nano",
+        *(f"model.{word}" for word in _WIDER.split()),
+        "schedule.global_batch_size=8",
+        "schedule.batch_size_quantum=8",
+    ],
     "a small V3": [
         "model=moe_671b",
         *(f"model.{word}" for word in _SMALL_V3.split()),
@@ -54,6 +61,8 @@ SIZES = {
 }
 LAYOUTS = {"single": 1, "ep2": 2, "pp2": 2}
 PRECISIONS = ("fp32", "bf16")
+EMULATED = ("moe_nano", "wider moe_nano", "moe_tiny")
+"""Counted in emulated FP8 too; of the wider one the fullest moment is in a product."""
 TRACED = ("moe_228b", "moe_671b")
 
 
@@ -63,8 +72,9 @@ def measure(*, quick: bool) -> Iterator[dict[str, Any]]:
         library = allocations.build(Path(directory))
         for size, words in list(SIZES.items())[: 2 if quick else None]:
             rows = []
+            precisions = (*PRECISIONS, "fp8_block_emulated") if size in EMULATED else PRECISIONS
             for layout, ranks in LAYOUTS.items():
-                for precision in PRECISIONS:
+                for precision in precisions:
                     overrides = [*words, f"parallelism={layout}", f"precision={precision}"]
                     rows += compared(overrides, ranks, library)
             yield {"size": size, "rows": rows}

@@ -11,6 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ["model=moe_nano", "schedule.global_batch_size=8", "schedule.batch_size_quantum=8"]
+WIDER = [
+    "model.hidden_size=512",
+    "model.num_hidden_layers=3",
+    "model.intermediate_size=2048",
+    "model.vocab_size=512",
+]
+"""So that the fullest moment is inside of a product, and not in the loss."""
 
 
 @pytest.fixture
@@ -28,6 +35,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [
         (["parallelism=single", "precision=bf16", "mtp=depth1"], 1),
         (["parallelism=pp2", "precision=fp32"], 2),
+        (["parallelism=single", "precision=fp8_block_emulated", *WIDER], 1),
     ],
 )
 def test_a_peak_is_what_was_traced_and_planned(

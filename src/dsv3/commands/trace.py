@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dsv3.commands.console import write_json, write_table
+from dsv3.commands.console import write, write_json, write_table
 from dsv3.config.compose import Composed
 from dsv3.errors import ConfigError, Problem
 from dsv3.plan.description import describe_layout
@@ -13,7 +13,7 @@ from dsv3.plan.quantities import count, size
 def print_trace(runs: Sequence[Composed], *, max_violation: float, as_json: bool) -> int:
     """Print the trace of one configuration; returns 0.
 
-    Raises ConfigError for several, CapacityError for what has no program to run.
+    Raises ConfigError for several.
     """
     if len(runs) > 1:
         rule = f"a trace is of one configuration, these are {len(runs)}"
@@ -79,3 +79,5 @@ def _print_fullest(record: dict[str, Any]) -> None:
     ]
     columns = ("made by", "shape", "type", "each", "alive", "together")
     write_table(columns, rows, title="The largest of it, besides the state", numbers_from=3)
+    if record["stand_ins"] is not None:
+        write(record["stand_ins"])

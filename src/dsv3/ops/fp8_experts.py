@@ -88,6 +88,9 @@ class Projection(NamedTuple):
         return out
 
 
+Projections = tuple[Projection, Projection]
+
+
 @torch.library.custom_op("dsv3::fp8_grouped_mlp", mutates_args=())
 def _forward(
     rows: Tensor,
@@ -99,7 +102,15 @@ def _forward(
     layer: str,
 ) -> tuple[Tensor, Tensor]:
     """The result, and gate_up [R, 2F] for the backward pass."""
-    first, second = _projections(layer, Fp8.unpack(recipe), Places.of(rows_per_expert))
+    both = projections_of(layer, recipe, Places.of(rows_per_expert))
+    return forward(both, rows, row_weights, gate_up_proj, down)
+
+
+def forward(
+    projections: Projections, rows: Tensor, row_weights: Tensor, gate_up_proj: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The operator's body, once it is known where the rows of each expert lie."""
+    first, second = projections
     gate_up = first.fprop(rows, first.weights(gate_up_proj))
     gate, up = gate_up.chunk(2, dim=1)
     activated = F.silu(gate).mul_(up).mul_(_column(row_weights, rows))
@@ -118,8 +129,22 @@ def _gradients(
     layer: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the rows, their weights and both projections."""
-    first, second = _projections(layer, Fp8.unpack(recipe), Places.of(rows_per_expert))
+    both = projections_of(layer, recipe, Places.of(rows_per_expert))
     gate_up_proj, down = projections
+    return gradients(both, grad, rows, row_weights, gate_up_proj, down, gate_up)
+
+
+def gradients(
+    projections: Projections,
+    grad: Tensor,
+    rows: Tensor,
+    row_weights: Tensor,
+    gate_up_proj: Tensor,
+    down: Tensor,
+    gate_up: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The body of its backward pass."""
+    first, second = projections
     weight = _column(row_weights, rows)
     gate, up = gate_up.chunk(2, dim=1)
     silu = F.silu(gate)
@@ -134,8 +159,9 @@ def _gradients(
     return d_rows, d_row_weights, first.wgrad(dh, rows), d_down
 
 
-def _projections(layer: str, fp8: Fp8, places: Places) -> tuple[Projection, Projection]:
-    names = (f"{layer}.gate_up_proj", f"{layer}.down_proj")
+def projections_of(layer: str, recipe: Sequence[int], places: Places) -> Projections:
+    """Both projections of a layer; `recipe` as `Fp8.packed` makes it."""
+    fp8, names = Fp8.unpack(recipe), (f"{layer}.gate_up_proj", f"{layer}.down_proj")
     first, second = (Projection(Site(name, fp8), places) for name in names)
     return first, second
 

@@ -84,13 +84,13 @@ def fp8_linear(x: Tensor, weight: Tensor, fp8: Fp8, layer: str) -> Tensor:
     return out
 
 
-@torch.library.custom_op("dsv3::fp8_linear", mutates_args=())
-def _forward(
+def forward(
     x: Tensor,
     weight: Tensor,
     recipe: list[int],
     layer: str,
 ) -> Tensor:
+    """The operator's body: x W^T in the type of x."""
     site = Site(layer, Fp8.unpack(recipe))
     left = site.operand(x.flatten(0, -2), ROWS, "input")
     right = site.operand(weight, BLOCKS, "weight")
@@ -99,14 +99,14 @@ def _forward(
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.custom_op("dsv3::fp8_linear_backward", mutates_args=())
-def _gradients(
+def gradients(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     recipe: list[int],
     layer: str,
 ) -> tuple[Tensor, Tensor]:
+    """Its backward pass: gradients of x in its type, and of the weight in FP32."""
     site = Site(layer, Fp8.unpack(recipe))
     dy_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
     weight_rounded = round_to_fp8(weight, BLOCKS, power_of_two=site.fp8.power_of_two)
@@ -131,6 +131,10 @@ def wgrad(site: Site, dy_TO: Tensor, x_TI: Tensor) -> Tensor:
     grad_weight = product(transposed(left), transposed(right), site.fp8.sums)
     site.ran("wgrad", COLUMNS, COLUMNS, grad_weight.dtype)
     return grad_weight
+
+
+_forward = torch.library.custom_op("dsv3::fp8_linear", forward, mutates_args=())
+_gradients = torch.library.custom_op("dsv3::fp8_linear_backward", gradients, mutates_args=())
 
 
 @_forward.register_fake

@@ -69,5 +69,6 @@ def _round_trip(x_TD: Tensor) -> Tensor:
 
 def _tiles(rows_AD: Tensor) -> Tensor:
     """[A, D] -> [A, ceil(D / 128), 128], the last tile filled up with zeros."""
-    padded = F.pad(rows_AD, (0, -rows_AD.shape[1] % TILE))
+    missing = -rows_AD.shape[1] % TILE
+    padded = F.pad(rows_AD, (0, missing)) if missing else rows_AD  # nothing to add is a copy too
     return padded.view(padded.shape[0], padded.shape[1] // TILE, TILE)

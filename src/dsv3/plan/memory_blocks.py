@@ -82,13 +82,9 @@ def _selective(p: Pass, attending: list[Op], feeding: list[Op], rule: GradientRu
     """
     m = p.model
     states = p.of(m.hidden_size)
-    left = [
-        Op("input", kept=states),
-        Op("latents", kept=p.of(m.kv_lora_rank + m.qk_rope_head_dim + (m.q_lora_rank or 0))),
-        Op("attention", kept=_kept_of_attention(p)),
-    ]
+    left = [Op("input", kept=states), *_kept_of_attention(p, attending[-1])]
     is_dense = not any(op.name == "router" for op in feeding)
-    dropped = p.linear_input(m.hidden_size) if is_dense else states
+    dropped = 0 if p.fp8 else p.linear_input(m.hidden_size) if is_dense else states
     between = [*left, *feeding, Op("normed states", kept=-dropped)]
     made = rule.left([weights_of(feeding)])
     return LayerMemory(
@@ -103,13 +99,29 @@ def _selective(p: Pass, attending: list[Op], feeding: list[Op], rule: GradientRu
     )
 
 
-def _kept_of_attention(p: Pass) -> int:
+def _kept_of_attention(p: Pass, o_proj: Op) -> list[Op]:
+    """What a selective recomputation keeps: it knows torch's operators and ours.
+
+    Of Transformer Engine's only `o_proj` is left, which stands outside and keeps its own.
+    """
+    m = p.model
+    made = Op("attention", kept=_made_by_attention(p))
+    if not p.engine:
+        latents = p.of(m.kv_lora_rank + m.qk_rope_head_dim + (m.q_lora_rank or 0))
+        return [Op("latents", kept=latents), made]
+    if p.attention_kernel == "fused":
+        return [made, o_proj]
+    heads = 0 if p.fp8 else p.of(m.num_attention_heads * m.v_head_dim)
+    return [o_proj._replace(kept=o_proj.kept + heads)]
+
+
+def _made_by_attention(p: Pass) -> int:
     """What the kernel itself made: its result and, where it is one operation, its by-products."""
     m = p.model
     heads = m.num_attention_heads
     value = p.of(heads * m.v_head_dim)
     match p.attention_kernel:
-        case "fused":
+        case "engine" | "fused":
             return value + p.tokens * heads * FP32
         case "halves":
             first = (p.length + 1) // 2

@@ -45,8 +45,8 @@ def _loss(p: Pass) -> Op:
 def _chunks(p: Pass, weights: int) -> int:
     """The most that the chunks need beside the two gradients that are kept.
 
-    Below FP32 the weights' gradient is summed up in FP32 and rounded at the end; a CPU converts
-    what is added to it, and the logits, by way of FP32 copies.
+    Below FP32 the weights' gradient is summed up in FP32 and rounded at the end. BF16 logits are
+    copied to FP32 before their softmax; a CPU does so with what is added to the sum, too.
     """
     vocabulary = p.model.vocab_size
     rows = min(p.tokens, max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary))
@@ -56,7 +56,7 @@ def _chunks(p: Pass, weights: int) -> int:
     converted = FP32 if narrow and p.device == "cpu" else 0
     # From the second chunk on, the gradient of the one before is still there.
     before = logits if p.tokens > rows else 0
-    softmax = before + logits + wide + rows * vocabulary * converted
+    softmax = before + logits + wide + (wide if narrow else 0)
     if not narrow:
         return softmax
     product = logits + weights * (p.activation_bytes + converted)

@@ -4,10 +4,21 @@ Each function follows the code it is named after. `grad` below stands for the gr
 layer's output, which stays alive for the residual sum while a branch runs backward.
 """
 
+from typing import TypedDict
+
+from dsv3.plan.memory_emulated import inside_experts, inside_linear
 from dsv3.plan.memory_ops import FP32, INT64, Op
 from dsv3.plan.memory_pass import Pass
 
 SILU_AND_PRODUCTS = 4  # [T, F] tensors of a dense network: gate, up, silu(gate), their product
+
+
+class _Product(TypedDict):
+    """What the products of one shape have in common."""
+
+    weights: tuple[int, ...]
+    copies: int
+    wide: bool
 
 
 def norm(p: Pass, width: int, *, keeps_input: bool = True, name: str = "norm") -> Op:
@@ -24,14 +35,20 @@ def norm(p: Pass, width: int, *, keeps_input: bool = True, name: str = "norm") -
 
 
 def linear(p: Pass, wide_in: int, wide_out: int, *, name: str, keeps_input: bool = True) -> Op:
-    """A linear layer: keeps its input, unless another operation is said to keep it already."""
+    """A linear layer: keeps its input, unless another operation is said to keep it already.
+
+    In FP8 each keeps a copy of its own, and both of its weight.
+    """
     grad = p.of(p.model.hidden_size)
+    forward, backward = inside_linear(p, wide_in, wide_out)
     return Op(
         name,
-        kept=p.linear_input(wide_in) if keeps_input else 0,
-        forward=p.of(wide_in) + p.of(wide_out),
-        backward=grad + p.of(wide_out) + p.of(wide_in),
+        kept=p.linear_input(wide_in) if keeps_input or p.fp8 else 0,
+        forward=p.of(wide_in) + p.of(wide_out) + p.quantised(wide_in)[0] + forward,
+        backward=grad + p.of(wide_out) + p.of(wide_in) + sum(p.quantised(wide_out)) + backward,
         weights=(wide_in * wide_out,),
+        copies=p.weight_copies(wide_in, wide_out),
+        wide=p.wide_gradients,
     )
 
 
@@ -46,7 +63,8 @@ def attention(p: Pass) -> list[Op]:
     ops.append(
         Op(
             "kv_a_layernorm",
-            kept=p.of(latents) + p.tokens * FP32,  # a view, which holds the rotary key as well
+            # A view, which holds the rotary key as well; Transformer Engine makes a copy.
+            kept=p.of(m.kv_lora_rank if p.engine else latents) + p.tokens * FP32,
             forward=p.wide(m.kv_lora_rank),
             backward=p.of(width) + 3 * p.wide(m.kv_lora_rank) + p.of(latents),
             weights=(m.kv_lora_rank,),
@@ -60,7 +78,7 @@ def attention(p: Pass) -> list[Op]:
         ops.append(norm(p, m.q_lora_rank, name="q_a_layernorm"))
         ops.append(linear(p, m.q_lora_rank, queries, name="q_b_proj"))
     ops += [_rotary(p), _scores(p)]
-    ops.append(linear(p, heads * m.v_head_dim, width, name="o_proj", keeps_input=p.fp8))
+    ops.append(linear(p, heads * m.v_head_dim, width, name="o_proj", keeps_input=False))
     return ops
 
 
@@ -88,6 +106,10 @@ def _scores(p: Pass) -> Op:
     # The unscaled queries and the expanded keys and values are alive until `attend` returns.
     before = expanded + query
     match p.attention_kernel:
+        case "engine":
+            # Copies with the heads behind the positions.
+            keeps = 2 * query + 2 * value + p.tokens * heads * FP32
+            return Op("attention", kept=keeps, forward=before + 2 * query + value, backward=grads)
         case "fused":
             # The values are a view into what kv_b_proj made; one sum is kept for each row.
             keeps = 2 * query + expanded + value + p.tokens * heads * FP32
@@ -118,24 +140,40 @@ def dense_network(p: Pass, width: int, *, name: str, keeps_input: bool = True) -
     """down(silu(gate(x)) * up(x)): keeps x and four tensors of its inner width."""
     hidden = p.model.hidden_size
     grad, inner = p.of(hidden), p.of(width)
-    weights = (hidden * width,)
+    up_forward, up_backward = inside_linear(p, hidden, width)
+    down_forward, down_backward = inside_linear(p, width, hidden)
+    up_forward += p.quantised(hidden)[0]
+    up_backward += sum(p.quantised(width))
+    down_forward += p.quantised(width)[0]
+    down_backward += sum(p.quantised(hidden))
+    up: _Product = {
+        "weights": (hidden * width,),
+        "copies": p.weight_copies(hidden, width),
+        "wide": p.wide_gradients,
+    }
     return [
         Op(
             f"{name}.gate_proj",
-            kept=p.linear_input(hidden) if keeps_input else 0,
-            forward=grad + inner,
-            backward=4 * grad + inner,
-            weights=weights,
+            kept=p.linear_input(hidden) if keeps_input or p.fp8 else 0,
+            forward=grad + inner + up_forward,
+            backward=4 * grad + inner + up_backward,
+            **up,
         ),
-        Op(f"{name}.up_proj", forward=2 * inner, backward=3 * grad + 2 * inner, weights=weights),
+        Op(
+            f"{name}.up_proj",
+            kept=p.linear_input(hidden) if p.fp8 else 0,
+            forward=2 * inner + up_forward,
+            backward=3 * grad + 2 * inner + up_backward,
+            **up,
+        ),
         Op(f"{name}.silu", kept=inner, forward=2 * inner, backward=2 * grad + 3 * inner),
         Op(f"{name}.product", kept=2 * inner, forward=inner, backward=2 * grad + 3 * inner),
         Op(
             f"{name}.down_proj",
             kept=p.linear_input(width),
-            forward=2 * grad,
-            backward=2 * grad + inner,
-            weights=weights,
+            forward=2 * grad + down_forward,
+            backward=2 * grad + inner + down_backward,
+            **up,
         ),
     ]
 
@@ -159,47 +197,126 @@ def router(p: Pass) -> Op:
 
 def experts(p: Pass) -> list[Op]:
     """Dispatch, the routed experts' networks, combine (parallel/dispatch.py, ops/experts.py)."""
+    dispatch, combine = _to_experts_and_back(p)
+    return [dispatch, *(_engine_experts(p) if p.engine else [_experts(p)]), combine]
+
+
+def _to_experts_and_back(p: Pass) -> tuple[Op, Op]:
     m = p.model
-    hidden, inner = m.hidden_size, m.moe_intermediate_size
+    hidden = m.hidden_size
     grad, rows = p.of(hidden), p.rows_of(hidden)
     places = p.assignments * INT64 + p.rows * (INT64 + FP32)
-    away, packed = 0, 0
+    away, packed, narrow = 0, 0, 0
+    if p.narrow_dispatch and p.expert_ranks == 1:
+        narrow = _as_fp8(p, p.tokens, p.tokens)
     if p.expert_ranks > 1:
         # Places at home and of what arrived; a message is packed as bytes, sent, and taken apart.
         row = hidden * p.activation_bytes + FP32
         packed = p.assignments * row + 2 * p.arrived * row
         places += p.assignments * INT64 + p.arrived * INT64
         away = p.assignments * hidden * p.activation_bytes + p.arrived * hidden * p.activation_bytes
+        if p.narrow_dispatch:
+            narrow = _as_fp8(p, p.assignments, p.arrived)
+    dispatch = Op(
+        "dispatch",
+        kept=places,
+        forward=max(packed + rows, narrow),
+        backward=2 * grad + rows + packed,
+        part="dispatch",
+    )
+    combine = Op(
+        "combine",
+        forward=rows + grad + away,
+        backward=2 * grad + max(rows + away, narrow),
+        part="dispatch",
+    )
+    return dispatch, combine
+
+
+def _as_fp8(p: Pass, leaving: int, arriving: int) -> int:
+    """Bytes of rows that are quantised, sent and made BF16 again (parallel/wire.py).
+
+    Both conversions go through FP32: one beside its quotient and the codes, the other beside codes,
+    its product and the result. The rows and their codes stay until what has arrived is there.
+    """
+    width, narrow = p.model.hidden_size, p.activation_bytes
+    quantised = narrow + FP32 + FP32 + 1
+    arrived = 1 + FP32 + FP32 + narrow
+    return width * max(leaving * quantised, leaving * (narrow + 1) + arriving * arrived)
+
+
+def _experts(p: Pass) -> Op:
+    """All of them in one operation, which goes from expert to expert."""
+    m = p.model
+    hidden, inner = m.hidden_size, m.moe_intermediate_size
+    grad, rows = p.of(hidden), p.rows_of(hidden)
     run = -(-p.rows // p.local_experts)
-    one_expert = run * inner * p.activation_bytes
-    both = (2 * inner * hidden * p.local_experts, inner * hidden * p.local_experts)
-    keeps_rows = p.linear_input(hidden, p.rows)
+    one_expert = 0 if p.emulated else run * inner * p.activation_bytes
+    forward, backward = inside_experts(p)
+    return Op(
+        "experts",
+        kept=rows + p.rows_of(2 * inner),
+        forward=rows + 3 * one_expert + forward,
+        backward=2 * grad + 2 * rows + 9 * one_expert + backward,
+        weights=_weights_of_experts(p),
+        part="dispatch",
+        wide=p.wide_gradients,
+    )
+
+
+def _engine_experts(p: Pass) -> list[Op]:
+    """Transformer Engine's two grouped products with SwiGLU between them (model/backends/te.py)."""
+    m = p.model
+    hidden, inner = m.hidden_size, m.moe_intermediate_size
+    grad, rows = p.of(hidden), p.rows_of(hidden)
+    narrow, wide = p.rows_of(inner), p.rows_of(2 * inner)
+    first, second = _weights_of_experts(p)
+    of_rows, of_wide, of_narrow = (p.rows_quantised(w) for w in (hidden, 2 * inner, inner))
+    into_first = of_rows[1] if p.fp8 else rows
+    into_second = of_narrow[1] if p.fp8 else narrow
     return [
         Op(
-            "dispatch",
-            kept=places,
-            forward=packed + rows,
-            backward=2 * grad + rows + packed,
+            "experts.gate_up",
+            kept=into_first + (p.rows if p.fp8 else 0),  # a flag for each row: has it a token
+            forward=rows + wide + of_rows[0],
+            backward=2 * grad + 2 * rows + wide + sum(of_wide),
+            weights=(first,),
+            copies=p.local_experts * p.weight_copies(hidden, 2 * inner),
+            wide=True,
             part="dispatch",
         ),
         Op(
-            "experts",
-            kept=keeps_rows + p.rows_of(2 * inner),
-            forward=rows + 3 * one_expert,
-            backward=2 * grad + 2 * rows + 9 * one_expert,
-            weights=both,
+            "experts.swiglu",
+            kept=wide,
+            forward=2 * narrow,
+            backward=2 * grad + 5 * narrow + wide,
             part="dispatch",
         ),
-        Op("combine", forward=rows + grad + away, backward=2 * grad + rows + away, part="dispatch"),
+        Op(
+            "experts.down",
+            kept=into_second,
+            forward=narrow + 3 * rows + of_narrow[0],
+            backward=2 * grad + 2 * rows + narrow + sum(of_rows),
+            weights=(second,),
+            copies=p.local_experts * p.weight_copies(inner, hidden),
+            wide=True,
+            part="dispatch",
+        ),
     ]
+
+
+def _weights_of_experts(p: Pass) -> tuple[int, int]:
+    one = p.local_experts * p.model.moe_intermediate_size * p.model.hidden_size
+    return 2 * one, one
 
 
 def moe(p: Pass, *, keeps_input: bool = True) -> list[Op]:
     """A MoE layer's network without its norm: router, routed experts, shared experts, their sum."""
     m = p.model
     shared = m.n_shared_experts * m.moe_intermediate_size
-    # The normed states are kept for the router (FP32) or the shared experts, whoever reads them.
-    states = p.of(m.hidden_size) if keeps_input else 0
+    # The normed states are kept for the router (FP32) or the shared experts, whoever reads them;
+    # in FP8 nobody does, who has made copies.
+    states = p.of(m.hidden_size) if keeps_input and not p.fp8 else 0
     ops = [Op("normed states", kept=states), router(p), *experts(p)]
     if shared:
         ops += dense_network(p, shared, name="shared_experts", keeps_input=False)

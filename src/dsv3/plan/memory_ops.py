@@ -14,14 +14,15 @@ FP32 = 4
 BF16 = 2
 INT64 = 8
 
-Part = Literal["activations", "dispatch", "logits"]
+Part = Literal["activations", "dispatch", "logits", "fp8 copies"]
 
 
 class Op(NamedTuple):
     """One operation; its output is counted where it is kept, or in `forward` of who makes it.
 
     `forward` and `backward` are alive while it runs, besides what it and the operations before it
-    keep; gradients of weights are told apart, as the elements of each tensor.
+    keep; gradients of weights are told apart, as the elements of each tensor. `copies` are FP8
+    copies of these, kept too. The gradients of `wide` products come in FP32.
     """
 
     name: str
@@ -30,6 +31,13 @@ class Op(NamedTuple):
     backward: int = 0
     weights: tuple[int, ...] = ()
     part: Part = "activations"
+    copies: int = 0
+    wide: bool = False
+
+    @property
+    def held(self) -> int:
+        """All that it keeps."""
+        return self.kept + self.copies
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,10 @@ class GradientRule:
         """Bytes alive when an operation has just made the gradients of its weights."""
         return self.as_made * sum(weights) + self.copied * max(weights, default=0)
 
+    def while_made_wide(self, weights: Sequence[int]) -> int:
+        """The same if they come in FP32, as the sum has them."""
+        return FP32 * sum(weights)
+
     def left(self, weights: Iterable[int]) -> int:
         """Bytes that are still there afterwards."""
         return self.stays * sum(weights)
@@ -61,7 +73,7 @@ GRADIENTS_BF16 = GradientRule(as_made=2, copied=FP32, stays=0)
 
 def kept(ops: Iterable[Op]) -> int:
     """Bytes that the backward pass of all of them needs."""
-    return sum(op.kept for op in ops)
+    return sum(op.held for op in ops)
 
 
 def kept_by_part(ops: Iterable[Op]) -> dict[Part, int]:
@@ -69,6 +81,8 @@ def kept_by_part(ops: Iterable[Op]) -> dict[Part, int]:
     found: dict[Part, int] = {}
     for op in ops:
         found[op.part] = found.get(op.part, 0) + op.kept
+        if op.copies:
+            found["fp8 copies"] = found.get("fp8 copies", 0) + op.copies
     return found
 
 
@@ -79,7 +93,7 @@ def weights_of(ops: Iterable[Op]) -> int:
 
 def forward_peak(ops: Sequence[Op]) -> int:
     """The most that is alive while they run forward, beside what was there before."""
-    sums = accumulate((op.kept for op in ops), initial=0)
+    sums = accumulate((op.held for op in ops), initial=0)
     next(sums)
     return max((so_far + op.forward for so_far, op in zip(sums, ops, strict=True)), default=0)
 
@@ -88,6 +102,7 @@ def backward_peak(ops: Sequence[Op], rule: GradientRule) -> int:
     """The most that is alive while they run backward, beside what was there before all of them."""
     alive, most = kept(ops), 0
     for op in reversed(ops):
-        most = max(most, alive + op.backward + rule.while_made(op.weights))
-        alive += rule.left(op.weights) - op.kept
+        made = rule.while_made_wide(op.weights) if op.wide else rule.while_made(op.weights)
+        most = max(most, alive + op.backward + made)
+        alive += rule.left(op.weights) - op.held
     return most

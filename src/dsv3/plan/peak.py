@@ -14,12 +14,12 @@ from typing import NamedTuple
 from dsv3.config.parallelism import PipelineSchedule
 from dsv3.config.root import RunConfig
 from dsv3.parallel.schedule import actions, global_part, parts_per_stage
+from dsv3.plan.fp8_copies import CUBLAS_BYTES, CUBLAS_ROOMS
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
 from dsv3.plan.memory import stage_weights
 from dsv3.plan.memory_blocks import LayerMemory, block
 from dsv3.plan.memory_ends import embedding, head, mtp_modules
 from dsv3.plan.memory_engine import EngineMemory, engine_memory
-from dsv3.plan.memory_fp8 import copies_bytes
 from dsv3.plan.memory_ops import GradientRule
 from dsv3.plan.memory_pass import Device, Pass, pass_of
 from dsv3.plan.stages import layer_ranges
@@ -114,7 +114,8 @@ def _stage(
     moments = _moments(schedule, stages, _enough_micro_batches(config), stage)
     fullest = max(moments, key=lambda moment: running(moment)[0])
     state = engine.state
-    state["fp8 copies"] = copies_bytes(config, [ranges[number] for number in numbers])
+    if p.engine is not None:
+        state["room for products"] = CUBLAS_ROOMS * CUBLAS_BYTES
     if p.device == "cpu":
         state["average"] = engine.average
     host = engine.average if p.device == "cuda" else 0

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dsv3.config.root import RunConfig
-from dsv3.errors import CapacityError, Problem
 from dsv3.parallel.mesh import Place, place_of
 from dsv3.parallel.schedule import Action, Kind, actions
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
@@ -113,12 +112,8 @@ def trace(
     """Trace a rank of every stage of a step of full size.
 
     `max_violation` is MaxVio of its experts, 0 for an even load; `device` that of the ranks, by
-    default the configuration's. Raises CapacityError for FP8, whose products it cannot follow.
+    default the configuration's.
     """
-    if config.precision.is_fp8:
-        rule = "a trace follows torch's own operations, and FP8 products are not among them"
-        remedy = "trace with precision=bf16; `dsv3 plan` without --trace has the bytes of FP8"
-        raise CapacityError(Problem(f"precision.recipe={config.precision.recipe}", rule, remedy))
     device = device_of(config) if device is None else device
     found: dict[Any, Passes] = {}
     stages = []

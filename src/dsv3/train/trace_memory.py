@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 WORKING = "working"
 
+Workspace = Callable[[Any, tuple[Any, ...]], int]
+"""Bytes that an operation needs while it runs, from its arguments."""
+
 
 class Made(NamedTuple):
     """A storage: the operation that made it, what of, and what it is for."""
@@ -40,12 +43,14 @@ class Stretch(NamedTuple):
 class Ledger(TorchDispatchMode):
     """While entered, follows every storage that an operation makes.
 
-    `workspace` says how many bytes an operation needs while it runs, from its arguments.
+    `workspace` says how many bytes an operation needs while it runs, from its arguments. Those of
+    `given` were there before.
     """
 
-    def __init__(self, workspace: Callable[[Any, tuple[Any, ...]], int]) -> None:
+    def __init__(self, workspace: Workspace, given: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
+        self._given = {tensor.untyped_storage()._cdata for tensor in given}
         self._workspace = workspace
         self._label = WORKING
         self._numbers: dict[int, int] = {}  # of the storages alive, by address
@@ -122,7 +127,7 @@ class Ledger(TorchDispatchMode):
     def _note(self, tensor: Tensor, func: Any) -> None:
         storage = tensor.untyped_storage()
         address, size = storage._cdata, storage.nbytes()
-        if address in self._numbers or size == 0:
+        if address in self._numbers or address in self._given or size == 0:
             return
         number = self._birth(Made(str(func), tuple(tensor.shape), tensor.dtype, size, self._label))
         self._numbers[address] = number

@@ -15,6 +15,8 @@ from dsv3.parallel.mesh import Place
 from dsv3.parallel.schedule import Action, actions
 from dsv3.plan.memory_pass import Device
 from dsv3.train.stages import build_pipeline
+from dsv3.train.trace_backends import traced_backend
+from dsv3.train.trace_engine import room_for_products
 from dsv3.train.trace_memory import Ledger, Stretch
 from dsv3.train.trace_program import micro_batch_shape, program_of
 from dsv3.train.trace_state import BUFFERS, TracedState, traced_state
@@ -25,6 +27,7 @@ FEWEST = 3
 
 COUNTERS = "counters"
 BATCH = "batch"
+PRODUCTS = "room for products"
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
 
@@ -94,12 +97,16 @@ def trace_passes(
     """Run the program of the rank at `place` for some micro batches of a step of full size."""
     n = min(config.gradient_accumulation_steps, micro_batches)
     with fake_process_group(place.rank, config.parallelism.world_size):
-        model = program_of(config, place, device, max_violation)
+        backend = traced_backend(config.precision, device)
+        model = program_of(config, place, backend, max_violation)
         ledger = Ledger(partial(workspace, device=device))
         with FakeTensorMode(), ledger:
             state = traced_state(model, config, ledger, device)
+            backend.prepare(model)
             with ledger.of(COUNTERS):
                 _give_buffers(model)
+            with ledger.of(PRODUCTS):
+                _room = room_for_products(config.precision)
             with ledger.of(BATCH):
                 batches = [_micro_batch(config) for _ in range(n)]
             run, by_label = _Run(state, ledger), ledger.by_label()

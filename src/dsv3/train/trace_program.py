@@ -4,22 +4,18 @@ A fake process group says who the others are and moves nothing. How many rows re
 experts is given; everything else follows from the configuration.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsv3.config.root import RunConfig
 from dsv3.model.backends import Backend
-from dsv3.model.backends.torch import TorchBackend, TorchRmsNorm
 from dsv3.model.moe import TokenDispatcher
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.dispatch import AllToAllDispatcher, AllToAllHandle, LocalDispatcher
 from dsv3.parallel.exchange import Exchange, Splits
 from dsv3.parallel.mesh import Place
 from dsv3.plan.imbalance import rows_of_rank
-from dsv3.plan.memory_pass import Device
 from dsv3.train.build import lay_out_model
 
 
@@ -67,55 +63,10 @@ class GivenDispatcher(AllToAllDispatcher):
         return dispatched
 
 
-class _FusedRmsNorm(torch.autograd.Function):
-    """The allocations of torch's kernel for CUDA, which on a CPU is a composition of many."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor) -> Tensor:
-        inverse = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-        ctx.save_for_backward(x, weight_D, inverse)
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight_D, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight_D)
-
-
-class CudaRmsNorm(TorchRmsNorm):
-    """One kernel: it keeps the input and an FP32 number for each row."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]."""
-        normed: Tensor = _FusedRmsNorm.apply(x, self.weight)  # type: ignore[no-untyped-call]
-        return normed
-
-
-class CudaBackend(TorchBackend):
-    """Layers that allocate as on a GPU, wherever the trace runs."""
-
-    def rms_norm(self, width: int, eps: float) -> nn.Module:
-        """x / rms(x) * `weight` [width], statistics in FP32."""
-        return CudaRmsNorm(width, eps)
-
-    def row_multiple(self, experts: nn.Module) -> int:
-        """Any number of rows."""
-        return 1
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """Memory-efficient attention: of torch's kernels the one for heads of two widths."""
-        out: Tensor
-        out, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True, 0.0, True, scale=scale
-        )
-        return out
-
-
 def program_of(
-    config: RunConfig, place: Place, device: Device, max_violation: float
+    config: RunConfig, place: Place, backend: Backend, max_violation: float
 ) -> Transformer:
     """The model that the rank at `place` holds, on the meta device (collective)."""
-    backend: Backend = CudaBackend() if device == "cuda" else TorchBackend()
     experts = config.model.n_routed_experts
     dispatcher: TokenDispatcher = LocalDispatcher(experts, fp8=config.precision.dispatch == "fp8")
     if len(place.expert_ranks) > 1:

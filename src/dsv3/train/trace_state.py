@@ -67,7 +67,7 @@ class TracedState:
     def __init__(self, model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> None:
         self._ledger = ledger
         self._on_host = device == "cpu"
-        layout, dtype = config.parallelism, WEIGHT_DTYPES[config.precision.recipe]
+        layout, dtype = config.parallelism, WEIGHT_DTYPES[config.precision.weights]
         wrap(
             model,
             expert_parallel_size=layout.expert_parallel_size,
@@ -235,7 +235,7 @@ class PartitionedState(BucketedState):
 
     def __init__(self, model: nn.Module, config: RunConfig, ledger: Ledger, device: str) -> None:
         super().__init__(model, config, ledger, device)
-        self._bucket_dtype = WEIGHT_DTYPES[config.precision.recipe]
+        self._bucket_dtype = WEIGHT_DTYPES[config.precision.weights]
         self._widened = self._bucket_dtype != torch.float32
         self._waiting: list[nn.Parameter] = []
         for parameter in self.parameters:

@@ -1,7 +1,8 @@
 """Bytes that operations take while they run and have given back when they return.
 
 The trace sees what an operation is given and what it returns. What is made inside of our own
-follows from their code in `ops/`; experts are taken to have equally many rows. Of torch's, a CPU's
+follows from their code in `ops/`, of emulated FP8 by running it (`trace_bodies.py`); experts are
+taken to have equally many rows. Of torch's, a CPU's
 element-wise ones convert operands of a narrower type as a whole (TensorIterator.cpp), where a GPU
 does it number by number.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 import dsv3.ops.attention
 import dsv3.ops.experts  # noqa: F401 - both register operators
 from dsv3.plan.memory_pass import Device
+from dsv3.train.trace_bodies import held_inside
+from dsv3.train.trace_memory import Workspace
 
 
 def workspace(func: Any, args: tuple[Any, ...], device: Device) -> int:
@@ -23,7 +26,9 @@ def workspace(func: Any, args: tuple[Any, ...], device: Device) -> int:
     if func in _ELEMENTWISE:
         return _converted(args) if device == "cpu" else 0
     found = _INSIDE.get(func)
-    return 0 if found is None else found(*args)
+    if found is None:
+        return held_inside(func, args, _ON[device])
+    return found(*args)
 
 
 def _converted(args: tuple[Any, ...]) -> int:
@@ -75,6 +80,10 @@ def _attention_backward(_grad: Tensor, q_BHSd: Tensor, k_BHSd: Tensor, *_: Tenso
     return 2 * heads * half * k_BHSd.shape[2] * q_BHSd.itemsize
 
 
+_ON: dict[Device, Workspace] = {
+    "cpu": functools.partial(workspace, device="cpu"),
+    "cuda": functools.partial(workspace, device="cuda"),
+}
 _INSIDE: dict[Any, Callable[..., int]] = {
     torch.ops.dsv3.grouped_mlp.default: _experts,
     torch.ops.dsv3.grouped_mlp_backward.default: _experts_backward,

@@ -130,13 +130,35 @@ def test_fp8_has_codes_both_ways_and_scales_and_keeps_narrower_inputs() -> None:
         return peak_memory(compose(words).config, device="cuda").largest.parts
 
     fp8, bf16 = of("fp8_block"), of("bf16")
-    assert bf16["fp8 copies"] == 0
+    assert "fp8 copies" not in bf16
     # Of all weights but embedding, head and routers; norms are a ten-thousandth.
     others = 2 * 102_400 * 2048 + 26 * 64 * 2048
     codes = bf16["weights"] - 2 * others  # as many bytes as BF16 has: one each way
     assert fp8["fp8 copies"] == pytest.approx(codes * (1 + 4 / 128**2), rel=1e-3)
     assert fp8["activations"] < bf16["activations"]
     assert fp8["weights"] == bf16["weights"]
+
+
+def test_fp8_copies_are_there_once_for_every_micro_batch_under_way() -> None:
+    words = ["model=moe_671b", "precision=fp8_block"]
+    plain, full = (
+        peak_memory(compose([*words, f"recompute={policy}"]).config, device="cuda").stages[5]
+        for policy in ("none", "full")
+    )
+    under_way = sum(plain.in_flight)
+    assert under_way == 33
+    # Two bytes for each weight of the layers, of which a stage has two in each part.
+    once = plain.parts["weights"] * (1 + 4 / 128**2)
+    assert plain.parts["fp8 copies"] == pytest.approx(once * under_way / 2, rel=0.01)
+    assert "fp8 copies" not in full.parts
+
+
+def test_transformer_engine_has_room_for_its_products() -> None:
+    words = ["model=moe_16b", "precision=bf16"]
+    engine = peak_memory(compose([*words, "precision.backend=te"]).config, device="cuda").largest
+    plain = peak_memory(compose(words).config, device="cuda").largest
+    assert engine.parts["room for products"] == 5 * (32 * 1024 * 1024 + 1024)
+    assert "room for products" not in plain.parts
 
 
 def test_bytes_kept_of_a_dense_layer_tensor_by_tensor() -> None:

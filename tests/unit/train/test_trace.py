@@ -11,7 +11,7 @@ from dsv3.commands.plan import plan
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
 from dsv3.engine.distributed import fake_process_group
-from dsv3.errors import CapacityError, ConfigError
+from dsv3.errors import ConfigError
 from dsv3.ops.experts import grouped_mlp
 from dsv3.parallel import mail
 from dsv3.parallel.mesh import place_of
@@ -159,10 +159,16 @@ def test_a_group_that_is_not_there_names_the_ranks_and_goes_away() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_fp8_has_no_program_to_trace() -> None:
-    config = compose(["model=moe_1b", "precision=fp8_block"]).config
-    with pytest.raises(CapacityError, match="precision=bf16"):
-        trace(config)
+def test_stand_ins_are_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, "parallelism=single"]
+    assert _plan([*words, "precision=fp8_block"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "what its source says" in text and "never measured" in text
+    assert _plan([*words, "precision=fp8_block"], as_json=True) == 0
+    assert "never measured" in json.loads(capsys.readouterr().out)["stand_ins"]
+    for own in ("precision=bf16", "precision=fp8_block_emulated"):
+        assert _plan([*words, own], as_json=True) == 0
+        assert json.loads(capsys.readouterr().out)["stand_ins"] is None
 
 
 def test_a_trace_is_of_one_run() -> None:

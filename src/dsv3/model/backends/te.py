@@ -168,6 +168,11 @@ class EngineExperts(TorchExperts):
         """Note products under the names of the two projections."""
         self.gate_up.layer, self.down.layer = f"{name}.gate_up_proj", f"{name}.down_proj"
 
+    def counts(self, _rows_RD: Tensor, rows_per_expert_e: Tensor) -> list[int]:
+        """Rows of each expert; this waits for the device."""
+        found: list[int] = rows_per_expert_e.tolist()
+        return found
+
     def forward(self, rows_RD: Tensor, row_weights_R: Tensor, rows_per_expert_e: Tensor) -> Tensor:
         """Rows sorted by expert in, the same rows through their expert and weighted out.
 
@@ -175,7 +180,7 @@ class EngineExperts(TorchExperts):
         some token's gradient. Both are made zero: they would have a say in the scales of tiles
         that they share with others. Rows beyond the last expert's are zero in the result.
         """
-        counts = rows_per_expert_e.tolist()
+        counts = self.counts(rows_RD, rows_per_expert_e)
         used = sum(counts)
         x_RD, weights_R = rows_RD[:used], row_weights_R[:used]
         if used == 0:

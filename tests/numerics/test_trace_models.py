@@ -49,6 +49,26 @@ def test_a_shipped_model_is_traced_in_fp8(model: str) -> None:
     check(config, within=0.02)
 
 
+FP32_PIPELINES = {
+    # As many micro batches as are under way at once: the first backward pass finds no gradients.
+    "few micro batches": [
+        *("model=moe_1b", "model.num_hidden_layers=3", "model.n_routed_experts=16"),
+        *("schedule.sequence_length=1024", "schedule.global_batch_size=2"),
+        "schedule.batch_size_quantum=2",
+    ],
+    # More gradients than a bucket holds: what is left waits while room for all of them is made.
+    "several buckets": [
+        *("model=moe_tiny", "model.moe_intermediate_size=1024"),
+        *("schedule.global_batch_size=4", "schedule.batch_size_quantum=4"),
+    ],
+}
+
+
+@pytest.mark.parametrize("words", FP32_PIPELINES.values(), ids=FP32_PIPELINES.keys())
+def test_gradients_of_a_pipeline_in_fp32(words: list[str]) -> None:
+    check(compose([*words, "parallelism=pp2", "precision=fp32"]).config, within=0.05)
+
+
 def check(config: RunConfig, *, within: float) -> None:
     """Formulas leave out messages, and of the moments between two layers single gradients."""
     layout = config.parallelism

@@ -32,7 +32,8 @@ class EngineMemory:
     weights: int
     masters: int
     moments: int
-    gradients: int  # there all the time: sums over micro batches
+    gradients: int  # sums over micro batches; there all the time, but if they come `late`
+    late: bool  # made by the first backward pass of a step, and gone with its update
     average: int  # of the parameters, in host memory
     bucket: int  # while the gradients of the last micro batch come
     update: int  # besides the state, while gradients are reduced and weights updated
@@ -78,6 +79,7 @@ class Gradients(NamedTuple):
     bucket: int
     update: int
     rule: GradientRule
+    late: bool = False
 
 
 def _summed_gradients(config: RunConfig, dense: int, held: int, shared: int) -> Gradients:
@@ -98,8 +100,9 @@ def _summed_gradients(config: RunConfig, dense: int, held: int, shared: int) -> 
 def _fp32_gradients(config: RunConfig, held: int, dense_share: int, expert_share: int) -> Gradients:
     """Gradients stay with their weights, or move into a bucket when the last micro batch comes.
 
-    With a pipeline the bucket is made a second time before they are reduced. The update copies the
-    gradients of one group after the other.
+    With a pipeline the bucket is made a second time before they are reduced; once the first bucket
+    is full, room is made for all that this rank owns, and what filled it is gone from elsewhere.
+    The update copies the gradients of one group after the other.
     """
     layout = config.parallelism
     bucket, flat = BUCKET_ELEMENTS * FP32, max(dense_share, expert_share) * FP32
@@ -107,10 +110,19 @@ def _fp32_gradients(config: RunConfig, held: int, dense_share: int, expert_share
     accumulates = layout.parts > 1 or config.gradient_accumulation_steps > 1
     alone = layout.world_size == 1
     if layout.parts > 1:
-        update = 2 * bucket
+        update = 2 * bucket + max(0, owned - FP32 * _first_bucket(config))
     elif alone:
         update = flat + (0 if accumulates else owned)
     else:
         update = owned + max(bucket, flat)
     rule = GRADIENTS_FP32 if alone and not accumulates else GRADIENTS_MOVED
-    return Gradients(held * FP32 if accumulates else 0, bucket, update, rule)
+    sums = held * FP32 if accumulates else 0
+    return Gradients(sums, bucket, update, rule, late=accumulates)
+
+
+def _first_bucket(config: RunConfig) -> int:
+    """Elements that fill a bucket: whole tensors, so that half of the largest does not fit."""
+    model, layout = config.model, config.parallelism
+    local = model.n_routed_experts // layout.expert_parallel_size
+    largest = local * 2 * model.moe_intermediate_size * model.hidden_size
+    return BUCKET_ELEMENTS - min(largest, BUCKET_ELEMENTS) // 2

@@ -20,7 +20,7 @@ from dsv3.plan.memory import stage_weights
 from dsv3.plan.memory_blocks import LayerMemory, block
 from dsv3.plan.memory_ends import embedding, head, mtp_modules
 from dsv3.plan.memory_engine import EngineMemory, engine_memory
-from dsv3.plan.memory_ops import GradientRule
+from dsv3.plan.memory_ops import GRADIENTS_FP32, GradientRule
 from dsv3.plan.memory_pass import Device, Pass, pass_of
 from dsv3.plan.stages import layer_ranges
 
@@ -102,12 +102,16 @@ def _stage(
 
     def running(moment: Moment) -> tuple[int, dict[str, int]]:
         """What a moment adds to the state: in all, and what is gone when it is over."""
-        part = parts[moment.part]
-        most = part.forward if moment.kind == "forward" else part.backward
+        part, makes = parts[moment.part], engine.late and moment.first
+        most = part.forward
+        if moment.kind == "backward":
+            most = part.making if makes else part.backward
         now = {
             "working": max(0, most - part.kept_in_all),
             "buckets": engine.bucket if moment.kind == "backward" else 0,
         }
+        if makes:
+            now["gradients"] = -engine.gradients
         held = sum(n * each.kept_in_all for n, each in zip(moment.in_flight, parts, strict=True))
         return held + sum(now.values()), now
 
@@ -124,6 +128,7 @@ def _stage(
         return StageMemory(
             stage, state | {"update": engine.update}, host, (0,) * len(parts), UPDATE
         )
+    now["gradients"] = state["gradients"] + now.get("gradients", 0)
     held = _added(parts, fullest.in_flight)
     return StageMemory(stage, state | held | now, host, fullest.in_flight, fullest.kind)
 
@@ -138,11 +143,15 @@ def _added(parts: list["PartMemory"], in_flight: tuple[int, ...]) -> dict[str, i
 
 
 class Moment(NamedTuple):
-    """What runs, of which part, and the micro batches under way with it, by part."""
+    """What runs, of which part, and the micro batches under way with it, by part.
+
+    `first`: no backward pass of the step is done.
+    """
 
     kind: str
     part: int
     in_flight: tuple[int, ...]
+    first: bool
 
 
 def _enough_micro_batches(config: RunConfig) -> int:
@@ -157,11 +166,12 @@ def _moments(
 ) -> tuple[Moment, ...]:
     """All different moments of a rank's step."""
     found: dict[Moment, None] = {}
-    under_way = [0] * parts_per_stage(schedule)
+    under_way, first = [0] * parts_per_stage(schedule), True
     for action in actions(schedule, stages, micro_batches, stage):
         under_way[action.part] += action.kind == "forward"
-        found[Moment(action.kind, action.part, tuple(under_way))] = None
+        found[Moment(action.kind, action.part, tuple(under_way), first)] = None
         under_way[action.part] -= action.kind == "backward"
+        first = first and action.kind != "backward"
     return tuple(found)
 
 
@@ -198,9 +208,17 @@ class PartMemory:
     @cached_property
     def backward(self) -> int:
         """The most while it runs backward, with the gradients of weights that stay."""
+        return self._most_backward(self._rule)
+
+    @cached_property
+    def making(self) -> int:
+        """The most while it runs backward and FP32 gradients begin to be."""
+        return self._most_backward(GRADIENTS_FP32)
+
+    def _most_backward(self, rule: GradientRule) -> int:
         before, made, most = self.kept_in_all, 0, 0
         for each, layers in reversed(self.runs):
-            left = self._rule.left([each.weights])
+            left = rule.left([each.weights])
             others = layers - 1  # what they lose and leave is the same for each: an end is the most
             first = before - each.kept_in_all + made
             last = first + others * (left - each.kept_in_all)

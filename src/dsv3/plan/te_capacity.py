@@ -82,6 +82,13 @@ def odd_widths(config: RunConfig) -> list[Problem]:
     ]
 
 
+def check_widths(config: RunConfig) -> None:
+    """Raise CapacityError for widths that `precision.backend=te` cannot have, on any machine."""
+    problems = odd_widths(config) if config.precision.backend == "te" else []
+    if problems:
+        raise CapacityError([*problems, Problem("to go on", _way_out(config.precision))])
+
+
 def _widths(model: ModelConfig) -> dict[str, int]:
     """Widths in and out of every linear layer and expert, each under the keys it comes from."""
     heads = model.num_attention_heads

@@ -16,6 +16,7 @@ from dsv3.parallel.schedule import Action, Kind, actions
 from dsv3.plan.imbalance import DEFAULT_MAX_VIOLATION
 from dsv3.plan.memory_pass import Device
 from dsv3.plan.peak import device_of
+from dsv3.plan.te_capacity import check_widths
 from dsv3.train.stages import layers_held, parts_held
 from dsv3.train.trace_memory import Made
 from dsv3.train.trace_passes import Passes, trace_passes
@@ -112,8 +113,10 @@ def trace(
     """Trace a rank of every stage of a step of full size.
 
     `max_violation` is MaxVio of its experts, 0 for an even load; `device` that of the ranks, by
-    default the configuration's.
+    default the configuration's. Raises CapacityError for widths that Transformer Engine does not
+    take, if the precision is its.
     """
+    check_widths(config)
     device = device_of(config) if device is None else device
     found: dict[Any, Passes] = {}
     stages = []

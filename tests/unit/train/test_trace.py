@@ -11,7 +11,7 @@ from dsv3.commands.plan import plan
 from dsv3.config.compose import compose
 from dsv3.config.root import RunConfig
 from dsv3.engine.distributed import fake_process_group
-from dsv3.errors import ConfigError
+from dsv3.errors import CapacityError, ConfigError
 from dsv3.ops.experts import grouped_mlp
 from dsv3.parallel import mail
 from dsv3.parallel.mesh import place_of
@@ -160,7 +160,7 @@ def test_a_group_that_is_not_there_names_the_ranks_and_goes_away() -> None:
 
 
 def test_stand_ins_are_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SMALL, "parallelism=single"]
+    words = [*SMALL, "parallelism=single", "model.qk_rope_head_dim=16"]
     assert _plan([*words, "precision=fp8_block"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "what its source says" in text and "never measured" in text
@@ -169,6 +169,11 @@ def test_stand_ins_are_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     for own in ("precision=bf16", "precision=fp8_block_emulated"):
         assert _plan([*words, own], as_json=True) == 0
         assert json.loads(capsys.readouterr().out)["stand_ins"] is None
+
+
+def test_what_transformer_engine_cannot_run_is_not_traced() -> None:
+    with pytest.raises(CapacityError, match=r"kv_lora_rank\+qk_rope_head_dim=40.*multiples of 16"):
+        _plan(["model=moe_nano", "precision=fp8_block"])
 
 
 def test_a_trace_is_of_one_run() -> None:

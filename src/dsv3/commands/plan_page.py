@@ -28,6 +28,8 @@ from dsv3.redaction import redact
 from dsv3.report.blocks import Block, Details, Figure, Items, Page, Section, Table, Text
 from dsv3.report.html import html
 
+Advice = list[dict[str, Any]]
+
 MOST_NAMES = 4
 """Runs that the head of a fold names."""
 NAMES = ("overrides", "warnings")
@@ -87,11 +89,12 @@ def sweep_page(plan: SweepPlan) -> Page:
     caption = f"Each run by itself on {gpu}, and all of them. ! marks a peak that does not fit."
     table = Table("runs", caption, _heads("run", *COLUMNS), rows, dense=True)
     kinds = _kinds(plan)
+    advice = [_advice(plan, kind) for kind in kinds]
     sections = (
-        Section("fit", "Do they fit?", _fit(plan, kinds)),
+        Section("fit", "Do they fit?", _fit(plan, kinds, advice)),
         Section("runs", "The runs", (table,)),
         Section("timeline", "When they run", _timeline(plan)),
-        Section("details", "Each run", tuple(_details(plan, kinds))),
+        Section("details", "Each run", tuple(_details(plan, kinds, advice))),
         Section("assumptions", "What this assumes", (*assumptions(setting), Text(NOT_COUNTED))),
     )
     return Page(f"The plan of {runs} on {gpu}", lead, sections)
@@ -115,29 +118,34 @@ def search_page(found: Sequence[Found], setting: Setting) -> Page:
     return Page(title.partition(":")[0], lead, sections)
 
 
-def _fit(plan: SweepPlan, kinds: Sequence[Sequence[int]]) -> tuple[Block, ...]:
+def _fit(
+    plan: SweepPlan, kinds: Sequence[Sequence[int]], advice: Sequence[Advice]
+) -> tuple[Block, ...]:
     """One sentence, and the runs that do not fit with what would make them."""
-    small = [kind for kind in kinds if not fits_into(plan.records[kind[0]], plan.setting)]
+    small = [
+        (kind, changes)
+        for kind, changes in zip(kinds, advice, strict=True)
+        if not fits_into(plan.records[kind[0]], plan.setting)
+    ]
     if not small:
         room = f"{size(plan.setting.usable_bytes)} that a plan may fill of a"
         return (Text(f"Every run fits into the {room} {plan.setting.hardware.gpu}."),)
-    number, of = sum(map(len, small)), len(plan.records)
+    number, of = sum(len(kind) for kind, _ in small), len(plan.records)
     items = tuple(
-        f"{_named(plan, kind)}: {verdict(plan.records[kind[0]], plan.setting)};"
-        f" {_remedy(_advice(plan, kind))}"
-        for kind in small
+        f"{_named(plan, kind)}: {verdict(plan.records[kind[0]], plan.setting)}; {_remedy(changes)}"
+        for kind, changes in small
     )
     return (Text(f"{number} of {plural(of, 'run')} would not fit:"), Items(items, named=True))
 
 
-def _advice(plan: SweepPlan, kind: Sequence[int]) -> list[dict[str, Any]]:
+def _advice(plan: SweepPlan, kind: Sequence[int]) -> Advice:
     first = kind[0]
     if fits_into(plan.records[first], plan.setting):
         return []
     return advise(plan.runs[first].config, plan.setting)
 
 
-def _remedy(advice: Sequence[dict[str, Any]]) -> str:
+def _remedy(advice: Advice) -> str:
     """`recompute=full makes it fit`: the first single change that does, or all of them together."""
     enough = next((each["override"] for each in advice if each["fits"]), None)
     return "no change that is tried is enough" if enough is None else f"{enough} makes it fit"
@@ -160,9 +168,11 @@ def _timeline(plan: SweepPlan) -> tuple[Block, ...]:
     return (Figure("timeline", caption, description, svg, wide=True),)
 
 
-def _details(plan: SweepPlan, kinds: Iterable[Sequence[int]]) -> Iterable[Details]:
+def _details(
+    plan: SweepPlan, kinds: Sequence[Sequence[int]], advice: Sequence[Advice]
+) -> Iterable[Details]:
     """Folded, once for runs that differ in nothing a plan counts."""
-    for kind in kinds:
+    for kind, changes in zip(kinds, advice, strict=True):
         first = kind[0]
         record, composed = plan.records[first], plan.runs[first]
         blocks = [
@@ -170,8 +180,8 @@ def _details(plan: SweepPlan, kinds: Iterable[Sequence[int]]) -> Iterable[Detail
             stage_table(f"stages-{first}", record, plan.setting),
             step_table(f"step-{first}", record["time"]),
         ]
-        if advice := _advice(plan, kind):
-            blocks.append(advice_table(f"advice-{first}", advice))
+        if changes:
+            blocks.append(advice_table(f"advice-{first}", changes))
         yield Details(_named(plan, kind), tuple(blocks))
 
 

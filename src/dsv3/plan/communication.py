@@ -11,9 +11,10 @@ from math import comb
 from dsv3.config.hardware import Hardware
 from dsv3.config.model import ModelConfig
 from dsv3.config.root import RunConfig
+from dsv3.plan.fp8_copies import FP8_TILE
 from dsv3.plan.memory import bytes_per_weight
 
-FP8_TILE, SCALE_BYTES = 128, 4
+SCALE_BYTES = 4
 GATE_BYTES = 4
 GRADIENT_BYTES = 4
 

@@ -8,9 +8,9 @@ that is another direction of the weight, and the weight's gradient reads columns
 from typing import NamedTuple
 
 from dsv3.config.precision import Recipe
+from dsv3.plan.memory_ops import FP32
 
-FP32 = 4
-TILE, MX_TILE = 128, 32
+FP8_TILE, MX_TILE = 128, 32
 
 CUBLAS_BYTES = 32 * 1024 * 1024 + 1024
 """Room for cuBLAS to work in, on Hopper or newer (`cpp_extensions/gemm.py`)."""
@@ -39,12 +39,12 @@ def copies_of(recipe: Recipe, rows: int, width: int, *, is_weight: bool) -> tupl
     codes = rows * width
     match recipe:
         case "fp8_block" if is_weight:
-            down, across = _tiles(rows, TILE), _tiles(width, TILE)
+            down, across = _tiles(rows, FP8_TILE), _tiles(width, FP8_TILE)
             sizes = (down * _filled(across, 4), across * _filled(down, 4))
             return Copy(codes, sizes[0], FP32), Copy(codes, sizes[1], FP32)
         case "fp8_block":
-            by_row = _tiles(width, TILE) * _filled(rows, 4)
-            by_column = _tiles(rows, TILE) * _filled(width, 4)
+            by_row = _tiles(width, FP8_TILE) * _filled(rows, 4)
+            by_column = _tiles(rows, FP8_TILE) * _filled(width, 4)
             return Copy(codes, by_row, FP32), Copy(codes, by_column, FP32)
         case "mxfp8":
             by_row = _filled(rows, 128) * _filled(width // MX_TILE, 4)

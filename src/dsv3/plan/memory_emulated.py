@@ -4,8 +4,9 @@ Operands are rounded on FP32 copies of them, and stay so until their product is 
 power-of-two scales; FP32 scales and short sums take more in a product, which a trace has.
 """
 
+from dsv3.plan.fp8_copies import FP8_TILE
 from dsv3.plan.memory_ops import FP32
-from dsv3.plan.memory_pass import FP8_TILE, Pass
+from dsv3.plan.memory_pass import Pass
 
 ROUNDED = FP32
 ROUNDING = 2 * FP32

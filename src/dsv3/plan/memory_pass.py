@@ -17,7 +17,6 @@ Kernel = Literal["engine", "fused", "halves", "plain"]
 LONGEST_KEPT = 512
 """As ops/attention.py: up to this length a CPU keeps the probabilities."""
 ROW_MULTIPLE_BF16_CPU = 32
-FP8_TILE = 128
 ROW_MULTIPLE_FP8, ROW_MULTIPLE_MXFP8 = 16, 32
 FUSED_HEADS = (192, 128)
 """model/backends/te.py: widths for which Transformer Engine's attention is used."""

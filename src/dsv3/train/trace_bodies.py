@@ -40,16 +40,10 @@ def held_inside(func: Any, args: tuple[Any, ...], workspace: Workspace) -> int:
 class _Answering(Ledger):
     """A ledger under which no tensor has a NaN."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _ASKED and args[0].dtype == torch.bool:
             return False
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        return super().call(func, args, kwargs)
 
 
 def _experts_forward(

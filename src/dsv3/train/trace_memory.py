@@ -77,7 +77,7 @@ class Ledger(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run the operation and take note of what it made."""
-        out = func(*args, **(kwargs or {}))
+        out = self.call(func, args, kwargs or {})
         if func is torch.ops.prim.device.default:
             return out
         passing = self._workspace(func, args)
@@ -92,6 +92,10 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.c10d.send.default:
             self._sent += [tensor.untyped_storage().nbytes() for tensor in args[0]]
         return out
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the operation returns."""
+        return func(*args, **kwargs)
 
     def by_label(self) -> dict[str, int]:
         """Bytes alive, by label."""

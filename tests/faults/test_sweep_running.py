@@ -222,7 +222,10 @@ def test_a_run_whose_directory_is_gone_is_composed_again(home):
 
 def test_ctrl_c_in_a_terminal(home):
     """The terminal sends it to the sweep, the launchers and the ranks; two runs share a table."""
-    home.environment["STUB_STEP_S"] = "0.05"
+    hold = home.path / "hold"  # or one could be done before the other has begun
+    hold.touch()
+    home.environment["STUB_HOLD"] = str(hold)
+    table = b"0 of 3 done, 1 new, 2 running"
     words = home.words("seed=1,2,3", "launcher.parallel=2")
     pid, terminal = pty.fork()
     if pid == 0:
@@ -238,12 +241,12 @@ def test_ctrl_c_in_a_terminal(home):
                 shown += os.read(terminal, 1 << 16)
         except OSError:  # what a terminal says at its end
             break
-        if not sent and sum(len(steps(run)) > 2 for run in home.runs) == 2:
+        begun = sum(len(steps(run)) > 2 for run in home.runs) == 2
+        if not sent and begun and table in shown:
             os.write(terminal, b"\x03")
             sent = True
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, shown.decode()
     assert b"Traceback" not in shown
-    assert b"0 of 3 done, 1 new, 2 running" in shown
     assert b"asked to stop: 2 runs save and end" in shown
     stopped = [run for run in home.runs if steps(run)]
     assert len(stopped) == 2

@@ -88,6 +88,8 @@ def test_the_next_command_finds_what_was_taken_and_hands_in_the_rest(
         assert len(found) == RUNS, f"lost by {points[-1]}"
         assert set(found.values()) == {1}, f"twice by {points[-1]}"
         assert re.fullmatch(r"((handed in|there already) \d+_\d\n){2}", again.stdout)
+        if "handed in" in again.stdout:
+            assert not list((home / "runs" / JOBS).glob(".*")), f"half made by {points[-1]}"
     record_property("points", points)
     print(f"{len(points)} points, {taken} of them after the job was taken: {points}")
     assert len(points) > 20

@@ -13,6 +13,7 @@ A run belongs to the array that its job.json names and to no other: a job of an 
 late it starts, finds that out and ends.
 """
 
+import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -90,16 +91,22 @@ class Submission:
 
     @classmethod
     def create(cls, root: Path, intent: Intent, script: str) -> "Submission":
-        """Write an array down, whole and synced, then tell its runs; raises CapacityError."""
+        """Write an array down, whole and synced, then tell its runs; raises CapacityError.
+
+        For the only command that hands in runs of `root`: what a killed one left half made goes.
+        """
         submission = cls(root / intent.key)
         text = intent.model_dump_json(indent=2).encode()
         try:
             root.mkdir(exist_ok=True)
-            with new_directory(submission.path, root / f".{intent.key}"):
+            for half_made in root.glob(".*"):
+                shutil.rmtree(half_made, ignore_errors=True)
+            temporary = root / f".{intent.key}"
+            with new_directory(submission.path, temporary):
                 for number in range(len(intent.runs)):
-                    (root / f".{intent.key}" / str(number)).mkdir()
-                write_synced(root / f".{intent.key}" / "intent.json", [text, b"\n"])
-                write_synced(root / f".{intent.key}" / "job.sh", [script.encode()])
+                    (temporary / str(number)).mkdir()
+                write_synced(temporary / "intent.json", [text, b"\n"])
+                write_synced(temporary / "job.sh", [script.encode()])
             files.sync_directory(root)
         except OSError as error:
             remedy = "free some space there, or make it writable; nothing was handed in"

@@ -19,9 +19,12 @@ job.json          of a run handed in to a cluster: which array, and which number
 DONE | FAILED     the result, or the failure, as JSON
 """
 
+import contextlib
 import hashlib
 import os
+import shutil
 import stat
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -43,6 +46,8 @@ from dsv3.runs.lock import RunLock, current_holder
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.records import LineLog, read_lines
 
+# Longer than a maker is without a lock that bears its name: a few calls to the file system.
+_MAKING_S = 60
 _AFRESH = "run.tag=<name> starts a run of its own"
 
 
@@ -277,15 +282,28 @@ class RunDirectory:
 
     def _create(self, config: RunConfig, overrides: Sequence[str], provenance: Provenance) -> None:
         # Complete under a hidden name, then renamed: others see all of it or nothing. Of two at
-        # once one rename fails, and its directory goes.
+        # once one rename fails, and its directory goes. Its lock tells others that its maker lives.
         temporary = self.path.with_name(f".{self.id}.{uuid.uuid4().hex}")
+        half_made = RunDirectory(temporary)
         try:
             self.path.parent.mkdir(exist_ok=True)
-            with new_directory(self.path, temporary, mode=0o775):
-                _fill(RunDirectory(temporary), config, overrides, provenance)
+            self._remove_half_made()
+            with new_directory(self.path, temporary, mode=0o775), RunLock(half_made.lock_path):
+                _fill(half_made, config, overrides, provenance)
         except OSError as error:
             if not self.exists():
                 raise storage_error(self.path, error, self._why_not_made()) from error
+
+    def _remove_half_made(self) -> None:
+        """Remove what killed makers of this run left; that of a live one stays."""
+        for path in self.path.parent.glob(f".{self.id}.*"):
+            lock = path / self.lock_path.name
+            with contextlib.suppress(OSError):
+                # A maker that has not written its name yet, or has just taken it back, is let be.
+                named = lock.exists() and lock.stat().st_size > 0
+                if named or time.time() - path.stat().st_mtime > _MAKING_S:
+                    if current_holder(lock) is None:
+                        shutil.rmtree(path)
 
     def _why_not_made(self) -> str:
         if self.path.exists():

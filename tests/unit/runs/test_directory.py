@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,61 @@ def test_a_failure_while_creating_leaves_nothing(
     with pytest.raises(CapacityError, match="no space left on device"):
         create(config)
     assert list(Path(config.run_root).iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from dsv3.config.root import RunConfig
+from dsv3.runs import directory
+from dsv3.runs.provenance import Provenance
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+directory.write_json = killed
+config = RunConfig.model_validate_json(sys.argv[1])
+directory.RunDirectory.create_or_open(config, overrides=(), provenance=Provenance({}, ""))
+"""
+
+
+def half_made_by_a_killed_process(config: RunConfig) -> Path:
+    Path(config.run_root).mkdir(exist_ok=True)
+    words = [sys.executable, "-c", KILLED, config.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    assert subprocess.run(words, env=environment, check=False).returncode == -9
+    (half_made,) = Path(config.run_root).iterdir()
+    assert (half_made / "config.yaml").exists()
+    return half_made
+
+
+def test_what_a_killed_maker_left_goes_with_the_next(config: RunConfig) -> None:
+    half_made = half_made_by_a_killed_process(config)
+    other = create(config.model_copy(update={"seed": config.seed + 1}))
+    assert half_made.exists(), "it is another run's"
+    run = create(config)
+    assert sorted(Path(config.run_root).iterdir()) == sorted([run.path, other.path])
+    assert run.status() is Status.NEW
+
+
+def test_what_a_living_maker_is_at_stays(config: RunConfig) -> None:
+    half_made = half_made_by_a_killed_process(config)
+    with RunLock(half_made / "lock"):
+        run = create(config)
+    assert set(Path(config.run_root).iterdir()) == {run.path, half_made}
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_a_maker_without_its_name_in_the_lock_has_a_minute(config: RunConfig, lock: bool) -> None:
+    half_made = Path(config.run_root) / f".{run_id(config)}.0"
+    half_made.mkdir(parents=True)
+    if lock:
+        (half_made / "lock").touch()
+    run = create(config)
+    assert half_made.exists()
+    run.path.rename(Path(config.run_root) / "aside")
+    os.utime(half_made, (time.time() - 61,) * 2)
+    create(config)
+    assert not half_made.exists()
 
 
 def test_other_data_under_the_same_id_is_refused_with_the_remedy(config: RunConfig) -> None:

@@ -301,9 +301,9 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 # A maker that has not written its name yet, or has just taken it back, is let be.
                 named = lock.exists() and lock.stat().st_size > 0
-                if named or time.time() - path.stat().st_mtime > _MAKING_S:
-                    if current_holder(lock) is None:
-                        shutil.rmtree(path)
+                in_doubt = not named and time.time() - path.stat().st_mtime < _MAKING_S
+                if not in_doubt and current_holder(lock) is None:
+                    shutil.rmtree(path)
 
     def _why_not_made(self) -> str:
         if self.path.exists():

@@ -43,6 +43,13 @@ class Home:
         """A sweep of six small runs, or of what `more` says."""
         return [*overrides(self.text, steps=100), *map(str, more or ARMS)]
 
+    def hold(self) -> Path:
+        """A file that keeps every run from its last step while it is there."""
+        path = self.path / "hold"
+        path.touch()
+        self.environment["STUB_HOLD"] = str(path)
+        return path
+
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start `dsv3` with words, in a process group of its own."""
         path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])

@@ -88,6 +88,7 @@ def test_the_others_are_trained_when_one_fails_and_it_is_retried_when_asked(home
 )
 def test_a_stop_saves_starts_nothing_more_and_the_next_command_goes_on(home, name, code, parallel):
     home.environment["STUB_STEP_S"] = "0.05"
+    hold = home.hold()  # or one could be done before the other has begun
     words = home.words("seed=1,2,3", f"launcher.parallel={parallel}")
     with running(home, "train", "-m", *words) as process:
         wait_until(lambda: len([r for r in home.runs if steps(r)]) == parallel, "steps are made")
@@ -101,6 +102,7 @@ def test_a_stop_saves_starts_nothing_more_and_the_next_command_goes_on(home, nam
     for run, step in zip(stopped, saved, strict=True):
         assert run.status() is Status.STOPPED
         assert (run.checkpoints / f"step-{step}").is_dir(), "saved where it was"
+    hold.unlink()
     code, _, err = home.ask("resume", home.sweep.stem)
     assert code == 0, err
     require_trained_once(home, 3)
@@ -130,9 +132,7 @@ def test_two_sweeps_that_share_runs_train_them_once(home):
 
 
 def test_the_same_sweep_twice_waits_for_the_first(home):
-    hold = home.path / "hold"
-    hold.touch()
-    home.environment["STUB_HOLD"] = str(hold)
+    hold = home.hold()
     words = home.words("seed=1,2")
     with running(home, "train", "-m", *words) as one:
         wait_until(lambda: any(map(steps, home.runs)), "steps are made")
@@ -147,9 +147,7 @@ def test_the_same_sweep_twice_waits_for_the_first(home):
 
 
 def test_status_and_cancel_of_a_running_sweep(home):
-    hold = home.path / "hold"
-    hold.touch()
-    home.environment["STUB_HOLD"] = str(hold)
+    hold = home.hold()
     with running(home, "train", "-m", *home.words("seed=1,2,3")) as process:
         wait_until(lambda: any(len(steps(run)) == 19 for run in home.runs), "the first is held")
         (sweep,) = home.data("status", home.sweep.stem)["sweeps"]
@@ -172,9 +170,7 @@ def test_status_and_cancel_of_a_running_sweep(home):
 
 
 def test_a_run_that_is_cancelled_does_not_stop_the_others(home):
-    hold = home.path / "hold"
-    hold.touch()
-    home.environment["STUB_HOLD"] = str(hold)
+    hold = home.hold()
     with running(home, "train", "-m", *home.words("seed=1,2")) as process:
         wait_until(lambda: any(len(steps(run)) == 19 for run in home.runs), "the first is held")
         (held,) = (run for run in home.runs if steps(run))
@@ -189,9 +185,7 @@ def test_a_run_that_is_cancelled_does_not_stop_the_others(home):
 
 
 def test_nobody_is_left_when_the_process_of_the_sweep_alone_is_killed(home):
-    hold = home.path / "hold"  # or one could be done before the other has begun
-    hold.touch()
-    home.environment["STUB_HOLD"] = str(hold)
+    hold = home.hold()  # or one could be done before the other has begun
     words = home.words("seed=1,2", "launcher.parallel=2")
     with running(home, "train", "-m", *words) as process:
         wait_until(lambda: sum(len(steps(run)) > 2 for run in home.runs) == 2, "steps are made")
@@ -222,9 +216,7 @@ def test_a_run_whose_directory_is_gone_is_composed_again(home):
 
 def test_ctrl_c_in_a_terminal(home):
     """The terminal sends it to the sweep, the launchers and the ranks; two runs share a table."""
-    hold = home.path / "hold"  # or one could be done before the other has begun
-    hold.touch()
-    home.environment["STUB_HOLD"] = str(hold)
+    home.hold()  # or one could be done before the other has begun
     table = b"0 of 3 done, 1 new, 2 running"
     words = home.words("seed=1,2,3", "launcher.parallel=2")
     pid, terminal = pty.fork()

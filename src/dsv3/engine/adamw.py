@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimizer would, when imports are no longer expected
 from torch.optim.adamw import adamw
 
 from dsv3.config.optimizer import OptimizerConfig

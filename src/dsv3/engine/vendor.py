@@ -19,9 +19,16 @@ with (
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
     from deepspeed.moe.layer import MoE
-    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime import bf16_optimizer, compiler
     from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
     from deepspeed.utils import groups
+
+    # ZeRO asks of every optimizer whether it is Muon. That module compiles its kernels when it is
+    # imported, and with them comes all of the compiler: a second of every start of a rank.
+    compile_kernel, compiler.compile = compiler.compile, lambda: lambda kernel: kernel
+    import deepspeed.runtime.zero.muon.muon_optimizer
+
+    compiler.compile = compile_kernel
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # BF16_Optimizer collects garbage and prints the memory in use ten times while it is built: seconds.

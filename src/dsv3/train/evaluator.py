@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsv3.errors import CapacityError, Dsv3Error, InterruptedError_, Problem, SavedForRequeueError
+from dsv3.machine import importing
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.files import write_json
 from dsv3.runs.rank import EvaluationArguments
@@ -55,7 +56,8 @@ def refuse_if_stopped(stop: StopRequest) -> None:
 
 def _evaluate(run: RunDirectory, arguments: EvaluationArguments, stop: StopRequest) -> Path:
     try:
-        from dsv3.train.evaluation_attempt import evaluate_run
+        with importing():
+            from dsv3.train.evaluation_attempt import evaluate_run
 
         return evaluate_run(run, arguments, lambda: refuse_if_stopped(stop))
     except Dsv3Error:

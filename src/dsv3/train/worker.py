@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from dsv3.errors import CapacityError, Dsv3Error, NumericHealthError, Problem, RankLostError
 from dsv3.files import refused, storage_error
+from dsv3.machine import importing
 from dsv3.redaction import RedactingFormatter, print_no_secret_when_lost
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.lock import LOCK_GRACE_S, RunLock
@@ -91,7 +92,8 @@ def _attempt(
     try:
         # The long imports come after the signals and the lock are in hand: who is not to train
         # learns it at once.
-        from dsv3.train.attempt import train_attempt
+        with importing():
+            from dsv3.train.attempt import train_attempt
 
         train_attempt(run, arguments, stop, lock, heartbeat)
     except NumericHealthError as error:

@@ -14,9 +14,9 @@ TELL = """
 import atexit, gc, json, os, sys
 def tell():
     if "dsv3.train.attempt" in sys.modules:
-        told = {"modules": sorted(sys.modules), "frozen": gc.get_freeze_count(), "on": gc.isenabled()}
+        told = {"modules": sorted(sys.modules), "frozen": gc.get_freeze_count()}
         with open(os.environ["TOLD"], "w") as file:
-            json.dump(told, file)
+            json.dump(told | {"on": gc.isenabled()}, file)
 atexit.register(tell)
 """
 

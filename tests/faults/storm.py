@@ -19,13 +19,12 @@ import psutil
 from dsv3.runs.rank import RANK_MODULE
 from dsv3.runs.records import read_lines
 from faults.small_run import metrics, overrides, write_text
+from patience import HANG_S
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 32, 4, 10
 POLL_S = 0.004
 GONE_S = 15.0
 """By contract nobody is left so long after a kill."""
-HANG_S = 180.0
-"""Ten times what an attempt takes on two busy cores."""
 IN_A_SAVE, IN_TRAINING = "saving", "training"
 WANTED = {"run.digests": "true", "schedule.micro_batch_size": 1}
 

@@ -15,6 +15,7 @@ from dsv3.runs.directory import RunDirectory
 from dsv3.runs.records import read_lines
 from faults.small_run import overrides, write_text
 from faults.stub_sweep_rank import STEPS
+from patience import HANG_S
 
 HERE = Path(__file__).parent
 ARMS = ("balance=none,aux_free,aux_loss", "seed=1,2")
@@ -27,7 +28,6 @@ one.MODULE, local.RANK_MODULE = "stub_launch", "stub_sweep_rank"
 from dsv3.cli import main
 main()
 """
-HANG_S = 120.0
 GONE_S = 15.0
 
 

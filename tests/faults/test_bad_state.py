@@ -17,6 +17,7 @@ from dsv3 import cli, files
 from dsv3.commands import train as train_verb
 from dsv3.train import loop
 from faults.small_run import launch_here, metrics, overrides, tensors, write_text
+from patience import HANG_S
 
 STEPS = 12
 AT = {"schedule__sequence_length": 16, "checkpoint__every_steps": 4, "checkpoint__keep": 3}
@@ -360,12 +361,12 @@ def test_a_stop_during_preparation_leaves_nothing_half_done(tmp_path, monkeypatc
     command = [sys.executable, "-m", "dsv3", "train", *words(tmp_path / "text.jsonl", Path("runs"))]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     prepared = tmp_path / "cache/dsv3/prepared"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while not list(prepared.glob(".*.tmp/*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 85, err
     assert err.endswith("SIGTERM: nothing is half done; the same command starts again\n")
     assert list(prepared.iterdir()) == []

@@ -22,6 +22,7 @@ from dsv3.train import evaluation_attempt, evaluator
 from dsv3.train.build import build_model, choose_device
 from dsv3.train.weights import find_checkpoint, load_weights
 from faults.small_run import metrics, overrides, tensors, write_text
+from patience import HANG_S
 
 STEPS = 40
 
@@ -32,7 +33,7 @@ def dsv3(*words, cwd, **options):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         **options,
     )
 

@@ -17,6 +17,7 @@ import pytest
 
 from dsv3.train.evaluation_files import LOAD
 from faults.small_run import metrics, overrides, tensors, write_text
+from patience import HANG_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -111,7 +112,7 @@ def train(home: Path, words: list[str], fault: Fault | None) -> Ended:
         text=True,
         start_new_session=True,
     )
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=HANG_S)[1]
     wait_until_gone([int(file.read_text()) for file in signs.glob("pid-*")])
     run = next((home / "runs").iterdir())
     begun = [event["step"] for event in events(run)[known:] if event["event"] == "started"]

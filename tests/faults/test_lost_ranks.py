@@ -16,6 +16,7 @@ from dsv3.config.compose import compose
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.records import read_lines
+from patience import HANG_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -72,13 +73,13 @@ def started(home: Path, ranks: int, action: str = ""):
 
 
 def wait_for_step(path: Path, process) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline and process.poll() is None:
         words = path.read_text().split() if path.exists() else []
         if len(words) == 2 and int(words[1]) >= 2:
             return int(words[0])
         time.sleep(0.05)
-    raise AssertionError(f"no steps: {process.communicate(timeout=30)[1]}")
+    raise AssertionError(f"no steps: {process.communicate(timeout=HANG_S)[1]}")
 
 
 def alive(pid: int) -> bool:

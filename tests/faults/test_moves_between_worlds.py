@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from faults.small_run import metrics, overrides, write_text
+from patience import HANG_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
-STEPS, ENDS_S = 400, 120
+STEPS = 400
 LAYOUTS = ("ep2", "single", "ep2")
 # Relative: two ranks add in another order than one process, and weights drift apart from there. The
 # first steps after a move hold as closely as the numbers of FP32.
@@ -39,13 +40,13 @@ def train(words: list[str], home: Path, layout: str, *, until: int | None) -> tu
         text=True,
     )
     began = steps_made(home)
-    deadline = time.monotonic() + ENDS_S
+    deadline = time.monotonic() + HANG_S
     while until is not None and steps_made(home) < began + until:
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
     if until is not None:
         process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=ENDS_S)[1]
+    errors = process.communicate(timeout=HANG_S)[1]
     return process.returncode, errors
 
 

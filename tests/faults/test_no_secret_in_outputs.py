@@ -12,6 +12,7 @@ import pytest
 
 from dsv3 import cli
 from faults import small_run
+from patience import HANG_S
 
 KEY = "SENTINELwandb0123456789"
 TOKEN = "SENTINELhf0123456789"
@@ -125,7 +126,7 @@ def trained(
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=HANG_S,
         )
         return ended.returncode, ended.stdout + ended.stderr
 

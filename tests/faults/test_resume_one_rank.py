@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from faults.small_run import CHECKPOINT_EVERY, metrics, overrides, tensors, write_text
+from patience import HANG_S
 
 pytestmark = pytest.mark.slow
 
@@ -59,14 +60,14 @@ def start(words, cwd):
 
 def finish(words, cwd):
     process = start(words, cwd)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, err
     return json.loads(out)["runs"][0]
 
 
 def wait_for_rank(run: Path, step: int, process) -> int:
     """The pid of the rank, as soon as `step` is done."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline and process.poll() is None:
         lines = (run / "metrics.jsonl").read_bytes() if (run / "metrics.jsonl").exists() else b""
         if lines.count(b"\n") > step:
@@ -125,13 +126,13 @@ def interrupted(reference):
         with paused(again, home, run, 30 * number) as (process, rank):
             if rival is None:
                 rival = start(again, home)
-                rival = (rival.communicate(timeout=120)[1], rival.returncode)
+                rival = (rival.communicate(timeout=HANG_S)[1], rival.returncode)
             if kind == "SIGKILL":
                 os.kill(rank, signal.SIGKILL)
             else:
                 process.send_signal(signal.Signals[kind])
                 os.kill(rank, signal.SIGCONT)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=HANG_S)
         assert "Traceback" not in errors
         written_ns = (run / "start.json").stat().st_mtime_ns
         ended[kind] = Ended(process.returncode, metrics(run), written_ns)
@@ -181,7 +182,8 @@ def test_interrupted_equals_uninterrupted(reference, interrupted):
     begun = [event["step"] for event in events if event["event"] == "started"]
     assert begun[:3] == [0, ended["SIGTERM"].step, ended["SIGINT"].step]
     assert begun[3] % CHECKPOINT_EVERY == 0
-    assert 0 <= ended["SIGKILL"].step - begun[3] <= CHECKPOINT_EVERY
+    # Training goes on while a checkpoint is written, to the next one at most.
+    assert 0 <= ended["SIGKILL"].step - begun[3] <= 2 * CHECKPOINT_EVERY
     # What was done twice after the SIGKILL was said twice.
     assert set(alarms(run)) == set(alarms(reference_run))
     assert len(set(alarms(run))) > 2
@@ -204,7 +206,7 @@ def test_edited_data_is_refused_with_the_remedy(reference):
     try:
         write_text(text, seed=1)
         process = start([*words, "run_root=whole"], home)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANG_S)
     finally:
         text.write_text(original)
     assert process.returncode == 6

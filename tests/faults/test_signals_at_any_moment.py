@@ -8,13 +8,10 @@ test_faults_of_two_ranks.
 import itertools
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,8 @@ import pytest
 from dsv3 import cli
 from dsv3.commands import calling
 from faults.small_run import metrics, overrides, tensors
+from faults.terminal import CTRL_C, in_a_terminal
+from patience import HANG_S
 
 STEPS, EVERY, EVALUATED_EVERY = 12, 4, 6
 # What a rank is about to call, and for the how many-th time; where it is saved then. Every file of
@@ -142,7 +141,6 @@ from dsv3.cli import main
 main()
 """
 DSV3 = [sys.executable, "-m", "dsv3"]
-ENDS_S = 60
 
 
 @pytest.mark.parametrize(
@@ -153,7 +151,7 @@ def test_a_stop_while_the_text_is_prepared(text, tmp_path, monkeypatch, names, c
     monkeypatch.setenv("NAMES", names)
     command = [sys.executable, "-c", PREPARING, "train", *words(text, Path("runs"))]
     ended = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=ENDS_S, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert ended.stdout == "sent\n", ended.stderr
     assert ended.returncode == code, ended.stderr
@@ -165,25 +163,16 @@ def test_a_stop_while_the_text_is_prepared(text, tmp_path, monkeypatch, names, c
 def test_ctrl_c_twice_in_a_terminal(text, tmp_path):
     """The terminal sends it to the command and to its rank, both times."""
     run = words(text, Path("runs"), schedule__total_tokens=10**9)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(tmp_path)
-        os.execv(sys.executable, [*DSV3, "train", *run])
-    shown, lines, sent = b"", 0, 0
-    deadline = time.monotonic() + ENDS_S
-    while True:
-        assert time.monotonic() < deadline, shown.decode()
-        try:
-            if select.select([terminal], [], [], 0.05)[0]:
-                shown += os.read(terminal, 1 << 16)
-        except OSError:  # what a terminal says at its end
-            break
-        for path in (tmp_path / "runs").glob("*/metrics.jsonl"):
-            lines = path.read_bytes().count(b"\n")
-        if sent < 2 and lines > 3:
-            os.write(terminal, b"\x03")
-            sent += 1
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, shown.decode()
+    lines, sent = 0, 0
+    with in_a_terminal([*DSV3, "train", *run], tmp_path) as terminal:
+        while terminal.read():
+            for path in (tmp_path / "runs").glob("*/metrics.jsonl"):
+                lines = path.read_bytes().count(b"\n")
+            if sent < 2 and lines > 3:
+                terminal.type(CTRL_C)
+                sent += 1
+    shown = terminal.shown
+    assert terminal.code == 130, shown.decode()
     assert sent == 2
     assert b"^C" in shown
     assert b"Traceback" not in shown

@@ -2,19 +2,15 @@
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import sys
-import time
 
 import pytest
 
 from dsv3.runs.directory import Status
 from faults.sweep_of_stubs import (
     DSV3,
-    HANG_S,
     HERE,
     Home,
     events,
@@ -23,6 +19,8 @@ from faults.sweep_of_stubs import (
     steps,
     wait_until,
 )
+from faults.terminal import CTRL_C, in_a_terminal
+from patience import HANG_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -93,7 +91,7 @@ def test_a_stop_saves_starts_nothing_more_and_the_next_command_goes_on(home, nam
     with running(home, "train", "-m", *words) as process:
         wait_until(lambda: len([r for r in home.runs if steps(r)]) == parallel, "steps are made")
         process.send_signal(signal.Signals[name])
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert len([run for run in home.runs if events(run, "started")]) == parallel
@@ -116,9 +114,9 @@ def test_two_sweeps_that_share_runs_train_them_once(home):
     with running(home, "train", "-m", *first) as one:
         wait_until(lambda: any(map(steps, home.runs)), "the first run makes steps")
         with running(home, "train", "-m", *second) as other:
-            _, err = other.communicate(timeout=120)
+            _, err = other.communicate(timeout=HANG_S)
             assert other.returncode == 0, err
-        _, err_one = one.communicate(timeout=120)
+        _, err_one = one.communicate(timeout=HANG_S)
         assert one.returncode == 0, err_one
     require_trained_once(home, 6)
     assert all(len(events(run, "started")) == 1 for run in home.runs), "nobody waited for nothing"
@@ -140,9 +138,9 @@ def test_the_same_sweep_twice_waits_for_the_first(home):
             waits = f"waiting for process {one.pid} on host "
             assert any(waits in line for line in other.stderr), "ended without a word of it"
             hold.unlink()
-            _, err = other.communicate(timeout=60)
+            _, err = other.communicate(timeout=HANG_S)
         assert other.returncode == 0, err
-        one.communicate(timeout=60)
+        one.communicate(timeout=HANG_S)
     require_trained_once(home, 2)
 
 
@@ -159,7 +157,7 @@ def test_status_and_cancel_of_a_running_sweep(home):
         assert first["seconds_left"] == pytest.approx(5 * 128 / 1e5, rel=0.1)
         (told,) = home.data("cancel", home.sweep.stem)["cancelled"]
         assert told["asked"] and told["pid"] == process.pid
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANG_S)
         assert process.returncode == 85, err
     hold.unlink()
     (sweep,) = home.data("status")["sweeps"]
@@ -178,7 +176,7 @@ def test_a_run_that_is_cancelled_does_not_stop_the_others(home):
         assert told["asked"] and told["pid"] != process.pid
         wait_until(lambda: all(map(steps, home.runs)), "the other run makes steps")
         hold.unlink()
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG_S)
         assert process.returncode == 85
     assert [run.status() for run in home.runs].count(Status.DONE) == 1
     assert held.status() is Status.STOPPED
@@ -219,25 +217,17 @@ def test_ctrl_c_in_a_terminal(home):
     home.hold()  # or one could be done before the other has begun
     table = b"0 of 3 done, 1 new, 2 running"
     words = home.words("seed=1,2,3", "launcher.parallel=2")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(home.path)
-        path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
-        os.environ.update(home.environment, PYTHONPATH=path, TERM="xterm")
-        os.execv(sys.executable, [sys.executable, "-c", DSV3, "train", "-m", *words])
-    shown, sent, deadline = b"", False, time.monotonic() + HANG_S
-    while True:
-        assert time.monotonic() < deadline, shown.decode()
-        try:
-            if select.select([terminal], [], [], 0.05)[0]:
-                shown += os.read(terminal, 1 << 16)
-        except OSError:  # what a terminal says at its end
-            break
-        begun = sum(len(steps(run)) > 2 for run in home.runs) == 2
-        if not sent and begun and table in shown:
-            os.write(terminal, b"\x03")
-            sent = True
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, shown.decode()
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+    environment = {**os.environ, **home.environment, "PYTHONPATH": path, "TERM": "xterm"}
+    command, sent = [sys.executable, "-c", DSV3, "train", "-m", *words], False
+    with in_a_terminal(command, home.path, environment) as terminal:
+        while terminal.read():
+            begun = sum(len(steps(run)) > 2 for run in home.runs) == 2
+            if not sent and begun and table in terminal.shown:
+                terminal.type(CTRL_C)
+                sent = True
+    shown = terminal.shown
+    assert terminal.code == 130, shown.decode()
     assert b"Traceback" not in shown
     assert b"asked to stop: 2 runs save and end" in shown
     stopped = [run for run in home.runs if steps(run)]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from patience import HANG_S
+
 pytestmark = pytest.mark.distributed
 
 WORKER = Path(__file__).parent / "engine_rank.py"
@@ -44,7 +46,7 @@ def run(world: int, layouts: list[str]) -> list[list[dict]]:
         )
     reports = []
     for process in processes:
-        output, errors = process.communicate(timeout=180)
+        output, errors = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, errors
         assert errors == ""
         reports.append(json.loads(output))

@@ -10,6 +10,7 @@ import pytest
 
 from dsv3.checkpoint.durable import READ_BYTES
 from dsv3.checkpoint.tensors import CHUNK_ELEMENTS
+from patience import HANG_S
 from unit.checkpoint.memory_process import EARLY_SAVES, MIB, SAVES, TENSOR_MIB, TENSORS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -21,7 +22,7 @@ OTHER = 8 * MIB
 
 def watched(what: str, directory: Path) -> dict[str, Any]:
     command = [sys.executable, Path(__file__).parent / "memory_process.py", what, directory]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(what, found)

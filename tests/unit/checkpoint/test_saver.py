@@ -12,8 +12,7 @@ from dsv3.checkpoint.saver import Saved, Saver
 from dsv3.checkpoint.snapshot import Copied, Snapshot
 from dsv3.checkpoint.store import CheckpointStore
 from dsv3.errors import CapacityError, NumericHealthError
-
-WAIT_S = 20
+from patience import HANG_S
 
 
 def fragment(key: str, data: torch.Tensor, *, saved_here: bool = True) -> Copied:
@@ -42,7 +41,7 @@ def store(tmp_path, identity: Identity) -> CheckpointStore:
 def test_a_save_holds_what_was_there_when_it_began(store):
     weights, gate = torch.arange(1000.0), threading.Event()
     saver = Saver(store, keep=2)
-    begin(saver, [fragment("master/a", weights)], 1, before_publish=lambda: gate.wait(WAIT_S))
+    begin(saver, [fragment("master/a", weights)], 1, before_publish=lambda: gate.wait(HANG_S))
     weights += 1  # training goes on
     assert saver.writing
     assert not (store.directory / "step-1").exists()
@@ -75,7 +74,7 @@ def test_memory_is_used_again_and_never_shared_with_the_model():
 
 def test_a_second_save_waits_for_the_first(store):
     gate, saver = threading.Event(), Saver(store, keep=2)
-    begin(saver, [fragment("a", torch.ones(3))], 1, before_publish=lambda: gate.wait(WAIT_S))
+    begin(saver, [fragment("a", torch.ones(3))], 1, before_publish=lambda: gate.wait(HANG_S))
     with pytest.raises(AssertionError, match="step 1 is not finished"):
         begin(saver, [fragment("a", torch.ones(3))], 2)
     with pytest.raises(TimeoutError):
@@ -170,5 +169,5 @@ def test_a_process_that_ends_is_not_held_by_its_saver(tmp_path):
         " rank_state={}, before_publish=lambda: time.sleep(3600))\n"
         "sys.exit(7)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=WAIT_S)
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=HANG_S)
     assert ended.returncode == 7

@@ -8,6 +8,7 @@ import pytest
 
 from dsv3.engine import distributed
 from dsv3.errors import ConfigError
+from patience import HANG_S
 
 SCRIPT = """
 import torch
@@ -51,7 +52,7 @@ def test_two_processes_start_train_and_stop_at_once_without_a_word():
         for _ in range(2)
     ]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANG_S)
         assert (process.returncode, output) == (0, "")
 
 

@@ -21,6 +21,7 @@ from dsv3.launch.process import start_member
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.records import read_lines
+from patience import HANG_S
 
 # Real ranks, but for what they train: the action of each is in ACTIONS, by rank.
 MEMBER = """
@@ -169,7 +170,7 @@ def test_who_asks_too_early_for_a_stack_kills_nobody(tmp_path) -> None:
     with (tmp_path / "log").open("wb") as output:
         command = [sys.executable, "-c", code]
         process = start_member(command, os.environ, descriptors=(), output=output)
-    assert process.wait(30) == 1
+    assert process.wait(HANG_S) == 1
     assert signal.getsignal(signal.SIGUSR2) is before
 
 
@@ -201,7 +202,7 @@ def test_a_signal_reaches_every_rank_once(run, acting, number, code) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    errors = process.communicate(timeout=30)[1]
+    errors = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == code
     for rank in (0, 1):
         assert json.loads((run.path / f"received-{rank}").read_text()) == [number.name]

@@ -23,6 +23,7 @@ from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.rank import EvaluationArguments
 from dsv3.runs.records import read_lines
+from patience import HANG_S
 
 # A rank that does no work: says what it sees, then waits to be asked to stop.
 RANK = """
@@ -92,7 +93,7 @@ def start_launcher(run: RunDirectory, *arguments: str, **options: object) -> sub
 
 
 def wait_for(path: Path) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while not path.exists() or (path.name != "ready" and not path.read_text()):
         assert time.monotonic() < deadline, f"{path} did not come"
         time.sleep(0.02)
@@ -213,7 +214,7 @@ def test_a_signal_reaches_the_rank_once_and_the_launcher_waits(
     launcher = start_launcher(run, start_new_session=True)  # no terminal
     wait_for(run.path / "ready")
     launcher.send_signal(number)
-    assert launcher.wait(30) == code
+    assert launcher.wait(HANG_S) == code
     assert json.loads((run.path / "received").read_text()) == [number.name]
 
 
@@ -224,14 +225,14 @@ def test_a_signal_that_comes_while_the_rank_imports_is_kept_for_it(
     launcher = start_launcher(run, start_new_session=True)
     wait_for(run.path / "pid")
     launcher.send_signal(signal.SIGUSR1)  # its default action would kill the rank
-    assert launcher.wait(30) == 85
+    assert launcher.wait(HANG_S) == 85
 
 
 def test_a_signal_that_the_kernel_gives_to_another_thread_is_passed_on(run: RunDirectory) -> None:
     launcher = start_launcher(run, "thread", start_new_session=True)
     wait_for(run.path / "ready")
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(30) == 85
+    assert launcher.wait(HANG_S) == 85
 
 
 def test_ctrl_c_on_a_terminal_reaches_the_rank_once(run: RunDirectory) -> None:

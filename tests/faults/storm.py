@@ -19,12 +19,10 @@ import psutil
 from dsv3.runs.rank import RANK_MODULE
 from dsv3.runs.records import read_lines
 from faults.small_run import metrics, overrides, write_text
-from patience import HANG_S
+from patience import GONE_S, HANG_S, Stopwatch
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 32, 4, 10
 POLL_S = 0.004
-GONE_S = 15.0
-"""By contract nobody is left so long after a kill."""
 IN_A_SAVE, IN_TRAINING = "saving", "training"
 WANTED = {"run.digests": "true", "schedule.micro_batch_size": 1}
 
@@ -148,10 +146,10 @@ class Attempt:
         saves = self.run is not None and writing(self.run)
         with suppress(psutil.NoSuchProcess):
             victim.kill()
-        deadline = time.monotonic() + GONE_S
+        watch = Stopwatch()
         while self.process.poll() is None or processes(self.home):
             left = [process.pid for process in processes(self.home)]
-            assert time.monotonic() < deadline, f"HANG: {left} outlived a kill of {victim}"
+            assert watch.look() < GONE_S, f"HANG: {left} outlived a kill of {victim}"
             time.sleep(10 * POLL_S)  # looking at all processes takes a while
         if self.process.returncode == 0:
             return None

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from dsv3.runs.directory import RunDirectory
 from dsv3.runs.records import read_lines
 from faults.small_run import overrides, write_text
 from faults.stub_sweep_rank import STEPS
-from patience import HANG_S
+from patience import GONE_S, HANG_S, wait_until
 
 HERE = Path(__file__).parent
 ARMS = ("balance=none,aux_free,aux_loss", "seed=1,2")
@@ -28,7 +27,6 @@ one.MODULE, local.RANK_MODULE = "stub_launch", "stub_sweep_rank"
 from dsv3.cli import main
 main()
 """
-GONE_S = 15.0
 
 
 class Home:
@@ -122,14 +120,6 @@ def kill_all(home: Home, process: subprocess.Popen[str]) -> None:
         with suppress(psutil.NoSuchProcess):
             each.kill()
     wait_until(lambda: not processes(home), "all are gone", seconds=GONE_S)
-
-
-def wait_until(holds, what: str, *, seconds: float = HANG_S) -> None:
-    """Wait for something that has to come true."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def steps(run: RunDirectory) -> list[int]:

@@ -8,16 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 
 from dsv3.train.evaluation_files import LOAD
 from faults.small_run import metrics, overrides, tensors, write_text
-from patience import HANG_S
+from patience import HANG_S, wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -28,7 +26,6 @@ from dsv3.cli import main
 main()
 """
 STEPS, EVERY, EVALUATED_EVERY = 60, 4, 10
-GONE_S = 15.0
 
 
 class Fault(NamedTuple):
@@ -124,13 +121,6 @@ def train(home: Path, words: list[str], fault: Fault | None) -> Ended:
 def events(run: Path) -> list[dict[str, object]]:
     path = run / "events.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + GONE_S
-    while left := [pid for pid in pids if psutil.pid_exists(pid)]:
-        assert time.monotonic() < deadline, f"{left} outlived the launcher"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 import dsv3
@@ -16,13 +15,12 @@ from dsv3.config.compose import compose
 from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.records import read_lines
-from patience import HANG_S
+from patience import GONE_S, HANG_S, alive, errors_of, wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 TIMEOUT_S = 2.0
 # By contract nobody is left 15 s later.
-GONE_S = 15.0
 LAUNCHER = """
 import sys
 from pathlib import Path
@@ -82,20 +80,6 @@ def wait_for_step(path: Path, process) -> int:
     raise AssertionError(f"no steps: {process.communicate(timeout=HANG_S)[1]}")
 
 
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until_gone(pids) -> None:
-    deadline = time.monotonic() + GONE_S
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < deadline, f"{left} outlived the launcher"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("ranks", "lost", "kind"),
     [
@@ -110,7 +94,7 @@ def wait_until_gone(pids) -> None:
 def test_the_lost_rank_is_named_and_nobody_is_left(tmp_path, ranks, lost, kind):
     with started(tmp_path, ranks) as (process, run, pids):
         os.kill(pids[lost], signal.Signals[kind])
-        _, errors = process.communicate(timeout=TIMEOUT_S + GONE_S)
+        errors = errors_of(process, seconds=TIMEOUT_S + GONE_S)
         assert not any(map(alive, pids))
     assert process.returncode == 8
     first, *more = errors.strip().splitlines()
@@ -144,7 +128,7 @@ def test_nobody_outlives_a_killed_launcher(tmp_path, halted):
 
 def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tmp_path):
     with started(tmp_path, 2, "hang") as (process, _, pids):
-        _, errors = process.communicate(timeout=TIMEOUT_S + GONE_S)
+        errors = errors_of(process, seconds=TIMEOUT_S + GONE_S)
         assert not any(map(alive, pids))
     assert process.returncode == 8
     first, second, third = errors.strip().splitlines()

@@ -17,10 +17,9 @@ from faults.sweep_of_stubs import (
     require_trained_once,
     running,
     steps,
-    wait_until,
 )
 from faults.terminal import CTRL_C, in_a_terminal
-from patience import HANG_S
+from patience import GONE_S, HANG_S, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -191,7 +190,7 @@ def test_nobody_is_left_when_the_process_of_the_sweep_alone_is_killed(home):
         wait_until(
             lambda: all(run.status() is not Status.RUNNING for run in home.runs),
             "they end",
-            seconds=15,
+            seconds=GONE_S,
         )
     for run in home.runs:
         assert (run.checkpoints / f"step-{steps(run)[-1]}").is_dir(), "saved on the way"

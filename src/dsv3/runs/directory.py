@@ -14,7 +14,7 @@ gemms.json        formats of every product, in an attempt's first step and in th
 timeline/         with run.timeline_step: what every rank did in that step
 evaluations/step-N/ figures and expert load; with a suffix: of another set, or computed otherwise
 checkpoints/ logs/
-lock              held by rank 0 while it lives
+lock              held by who makes the directory, then by rank 0 while it lives
 job.json          of a run handed in to a cluster: which array, and which number in it
 DONE | FAILED     the result, or the failure, as JSON
 """

@@ -20,7 +20,6 @@ from patience import GONE_S, HANG_S, alive, errors_of, wait_until_gone
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 TIMEOUT_S = 2.0
-# By contract nobody is left 15 s later.
 LAUNCHER = """
 import sys
 from pathlib import Path

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dsv3.runs.directory import RunDirectory
 from dsv3.runs.provenance import Provenance
 from dsv3.runs.rank import EvaluationArguments
 from dsv3.runs.records import read_lines
+from faults.terminal import CTRL_C, in_a_terminal
 from patience import HANG_S
 
 # A rank that does no work: says what it sees, then waits to be asked to stop.
@@ -237,15 +237,14 @@ def test_a_signal_that_the_kernel_gives_to_another_thread_is_passed_on(run: RunD
 
 def test_ctrl_c_on_a_terminal_reaches_the_rank_once(run: RunDirectory) -> None:
     config = run.path.parents[1] / "config.json"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        command = [sys.executable, "-c", LAUNCHER, str(config), str(run.path)]
-        os.execv(sys.executable, command)
-    wait_for(run.path / "ready")
-    os.write(terminal, b"\x03")
-    wait_for(run.path / "received")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
-    os.close(terminal)
+    command = [sys.executable, "-c", LAUNCHER, str(config), str(run.path)]
+    with in_a_terminal(command, run.path) as terminal:
+        wait_for(run.path / "ready")
+        terminal.type(CTRL_C)
+        wait_for(run.path / "received")
+        while terminal.read():
+            pass
+    assert terminal.code == 130, terminal.shown.decode()
     assert json.loads((run.path / "received").read_text()) == ["SIGINT"]
 
 
